@@ -1,0 +1,68 @@
+"""What can be refused before anything is traced, in words."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mixcon.errors import InputError
+
+MAX_INDEX = 2**31
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """The value as numpy when it is known now, None under tracing."""
+    if isinstance(value, jax.core.Tracer) or value is None:
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)
+
+
+def features(queries: Any, keys: Any) -> None:
+    """Refuse feature matrices that cannot be multiplied or indexed."""
+    for q, k in zip(jax.tree.leaves(queries), jax.tree.leaves(keys), strict=True):
+        if q.ndim != 2 or k.ndim != 2:
+            raise InputError(f"queries and keys must be [B, D] and [N, D], got shapes {q.shape} and {k.shape}.")
+        if q.shape[1] != k.shape[1]:
+            raise InputError(f"queries have D = {q.shape[1]} but keys have D = {k.shape[1]}: project them to one size.")
+        if 0 in q.shape or 0 in k.shape:
+            raise InputError(f"queries {q.shape} and keys {k.shape} must not be empty.")
+        if q.dtype != k.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+            raise InputError(f"queries and keys must share one floating dtype, got {q.dtype} and {k.dtype}: cast one.")
+        if max(q.shape[0], k.shape[0]) >= MAX_INDEX:
+            raise InputError(f"positions are 32-bit: B = {q.shape[0]} and N = {k.shape[0]} must be below 2**31.")
+
+
+def leading(name: str, tree: Any, size: int, what: str) -> None:
+    """Refuse row (column) data whose leading axis is not the batch of queries (keys)."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.ndim(leaf) < 1 or leaf.shape[0] != size:
+            where = name + jax.tree_util.keystr(path)
+            raise InputError(f"{where} must have one entry for each of the {size} {what}, got shape {jnp.shape(leaf)}.")
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse a scale or temperature that is not finite and above zero."""
+    known = concrete(value)
+    if known is not None and not (np.all(np.isfinite(known)) and np.all(known > 0)):
+        raise InputError(f"{name} must be finite and above zero, got {known.min()} .. {known.max()}.")
+
+
+def nonnegative(name: str, value: Any) -> None:
+    """Refuse weights that are negative or not finite."""
+    known = concrete(value)
+    if known is not None and known.dtype != bool and not (np.all(np.isfinite(known)) and np.all(known >= 0)):
+        raise InputError(f"{name} must be finite and not negative, got {known.min()} .. {known.max()}.")
+
+
+def unit_norm(name: str, value: Array, tolerance: float = 1e-2) -> None:
+    """Refuse rows that are not of unit length (only where the values are known, that is outside jit)."""
+    known = concrete(value)
+    if known is None:
+        return
+    norms = np.linalg.norm(known.astype(np.float64), axis=-1)
+    if np.any(np.abs(norms - 1) > tolerance):
+        raise InputError(f"{name} must have rows of unit length, got norms {norms.min():.4g} .. {norms.max():.4g}.")
