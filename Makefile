@@ -1,0 +1,25 @@
+# Two commands: `make demo` trains, evaluates and draws; `make test` installs and tests everything.
+PYTHON ?= python3
+VENV   ?= .venv
+DEMO   ?= runs/clip
+
+.PHONY: demo test lint constraints clean
+
+demo:
+	@bash scripts/venv.sh $(PYTHON) $(VENV) ""
+	$(VENV)/bin/mixcon train --config configs/clip.py:small --workdir $(DEMO)
+	$(VENV)/bin/mixcon report $(DEMO)
+
+test:
+	@bash scripts/test.sh $(PYTHON) $(VENV) dev,peers -m "not slow"
+
+lint:
+	@bash scripts/venv.sh $(PYTHON) $(VENV) dev,peers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+constraints:
+	@bash scripts/constraints.sh $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,154 @@
+"""The `mixcon` command. Heavy imports wait until a subcommand needs them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from mixcon import __version__
+from mixcon.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands and their arguments."""
+    top = argparse.ArgumentParser("mixcon", description="Mixup and contrastive learning in JAX.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"mixcon {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, text: str, **kwargs: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **kwargs)
+        added.add_argument("--debug", action="store_true", help="show tracebacks")
+        return added
+
+    train = command("train", "train a config, or go on where its workdir stands",
+                    epilog="any config value can be set: --config.batch_size=128 (ml_collections flags)")
+    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/clip.py:small")
+    train.add_argument("--workdir", required=True, help="folder of the run; an existing run is resumed")
+    train.add_argument("--allow-config-change", action="store_true", help="resume under a changed config")
+    train.add_argument("--no-progress", action="store_true", help="no progress bar")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no cluster is detected")
+    train.add_argument("--processes", type=int, help="number of processes")
+    train.add_argument("--process", type=int, help="index of this process")
+
+    evaluate = command("eval", "evaluate a checkpoint of a run")
+    evaluate.add_argument("--workdir", required=True)
+    evaluate.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+
+    listing = command("list", "methods and configs that there are")
+    listing.add_argument("--configs", default=None, help="folder of configs (default: ./configs)")
+
+    report = command("report", "one HTML page and pictures from a run")
+    report.add_argument("workdir")
+
+    data = command("data", "datasets: list, fetch, verify, pack")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="verb")
+    verbs.add_parser("list", help="known datasets, where they come from, whether they are here")
+    for verb, text in (("fetch", "download with checksum"), ("verify", "compare files with their checksums")):
+        verbs.add_parser(verb, help=text).add_argument("dataset", metavar="name")
+    pack = verbs.add_parser("pack", help="image-text tars, parquet or CSV to ArrayRecord; resumes when interrupted")
+    pack.add_argument("inputs", nargs="+", help="tar files, or one parquet/CSV file of paths and captions")
+    pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, dispatch, and turn bad input into one paragraph and exit code 2."""
+    arguments, rest = parser().parse_known_args(argv)
+    if rest and arguments.command != "train":
+        parser().error(f"unknown argument {rest[0]}")
+    try:
+        {"train": run_train, "eval": run_eval, "list": run_list, "report": run_report, "data": run_data}[
+            arguments.command
+        ](arguments, rest)
+    except InputError as error:
+        if arguments.debug:
+            raise
+        print(f"mixcon: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if arguments.debug:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:600]
+        print(f"mixcon: unexpected error: {reason} (run again with --debug for the traceback)", file=sys.stderr)
+        sys.exit(1)
+
+
+def run_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """`mixcon train`."""
+    from mixcon import config as configs
+
+    config = configs.load(arguments.config, overrides)
+    from mixcon.train import distributed, loop
+
+    distributed.initialize(
+        coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
+    )
+    loop.train(
+        config, arguments.workdir, progress=not arguments.no_progress, allow_config_change=arguments.allow_config_change
+    )
+
+
+def run_eval(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon eval`."""
+    from mixcon.train import evaluate
+
+    step, values = evaluate.evaluate(pathlib.Path(arguments.workdir), step=arguments.step)
+    width = max(map(len, values), default=0)
+    print(f"checkpoint of step {step}")
+    for name, value in values.items():
+        print(f"  {name:<{width}}  {value:.4f}")
+
+
+def run_list(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon list`: read from the source text, so that nothing heavy is imported."""
+    here = pathlib.Path("configs")
+    folder = pathlib.Path(arguments.configs) if arguments.configs else here if here.is_dir() else ROOT / "configs"
+    print("configs")
+    for path in sorted(folder.glob("*.py")):
+        print(f"  {path.stem:<24} {summary(path)}")
+    for room in ("objectives", "mixers"):
+        print(room)
+        print("  " + ", ".join(public_names(ROOT / "mixcon" / room / "__init__.py")))
+
+
+def summary(path: pathlib.Path) -> str:
+    """First line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+def public_names(path: pathlib.Path) -> list[str]:
+    """`__all__` of a module, without importing it."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def run_report(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon report`."""
+    from mixcon import report
+
+    report.write_report(arguments.workdir)
+    print("\n".join(report.summary_lines(arguments.workdir)))
+
+
+def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon data`."""
+    from mixcon.data import catalog, pack
+
+    if arguments.verb == "list":
+        print(catalog.table())
+    elif arguments.verb == "fetch":
+        print(catalog.fetch(arguments.dataset))
+    elif arguments.verb == "verify":
+        print(catalog.verify(arguments.dataset))
+    else:
+        print(pack.pack(arguments.inputs, arguments.out))

@@ -1,0 +1,160 @@
+"""Configs: loading with command-line overrides, and pieces referred to by dotted name.
+
+A config is a Python file with `get_config(arg)` returning an `ml_collections.ConfigDict` of numbers
+and names. A piece (an optimiser, a tower, a sampler) is a sub-dict whose `name` is a dotted path to
+a function and whose other entries are its keyword arguments; `call` imports, checks and calls it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mixcon.errors import InputError
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """Sentence that offers the valid names closest to a misspelt one."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"valid names: {', '.join(valid) or 'none'}."
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Load `configs/clip.py:small` and apply `--config.key=value` overrides.
+
+    Args:
+      path: file, optionally followed by `:argument`, which is handed to its `get_config`.
+      overrides: arguments in the ml_collections flag convention, e.g. `["--config.batch_size=128"]`.
+
+    Returns:
+      The locked config.
+
+    Raises:
+      InputError: missing file, unknown key (the nearest ones are named), value of another type.
+
+    Example:
+      >>> config = load("configs/clip.py:small", ["--config.batch_size=128"])
+    """
+    file = pathlib.Path(path.rpartition(":")[0] if ":" in pathlib.Path(path).name else path)
+    if not file.is_file():
+        there = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
+        raise InputError(f"config file {str(file)!r} does not exist; {nearest(str(file), there)}")
+    # `experiments.<name>` is a room beside `configs/`: it is found wherever the command was started.
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    values = flags.FlagValues()
+    argv = ["mixcon", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
+        refuse_unknown_key(path, overrides, error)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise InputError(f"config override refused: {error}") from error
+    if rest[1:]:
+        raise InputError(f"unexpected argument {rest[1]!r}; overrides are written --config.key=value")
+    return values.config
+
+
+def refuse_unknown_key(path: str, overrides: Sequence[str], error: Exception) -> None:
+    """Turn the flag library's look-up error into one that names the key and its neighbours."""
+    base = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=base, sys_argv=["mixcon", f"--config={path}"])
+    base(["mixcon", f"--config={path}"])
+    known = dict(flatten(base.config))
+    for override in overrides:
+        key = override.lstrip("-").partition("=")[0].removeprefix("config.")
+        inner = {name.rpartition(".")[0] for name in known}
+        if override.startswith("-") and key not in known and key not in inner:
+            raise InputError(f"unknown config key {key!r} in {path}: {nearest(key, known)}") from error
+    raise error
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested config as `(dotted key, value)`."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, as `{key: (ours, theirs)}`; a missing key counts as None."""
+    left, right = ({k: json.loads(json.dumps(v)) for k, v in flatten(side)} for side in (ours, theirs))
+    keys = sorted(left.keys() | right.keys())
+    return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)}
+
+
+def resolve(name: str) -> Any:
+    """Import what a dotted name such as `mixcon.objectives.clip` refers to."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name!r} cannot be imported: {error}") from error
+    if hasattr(owner, attribute):
+        return getattr(owner, attribute)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        names = [n for n in dir(owner) if not n.startswith("_")]
+        raise InputError(f"{module} has no {attribute!r}; {nearest(attribute, names)}") from error
+
+
+def check_arguments(function: Callable, name: str, arguments: Iterable[str]) -> None:
+    """Refuse keyword arguments that `function` does not take, naming the nearest that it does."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in arguments:
+        if argument not in parameters:
+            raise InputError(f"{name} takes no argument {argument!r}; {nearest(argument, parameters)}")
+
+
+def call(piece: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the function that `piece["name"]` refers to with the piece's other entries as keywords.
+
+    Example:
+      >>> call({"name": "optax.adamw", "learning_rate": 1e-3})
+    """
+    function = resolve(piece["name"])
+    configured = {key: plain(value) for key, value in piece.items() if key != "name"}
+    check_arguments(function, piece["name"], configured)
+    return function(*args, **configured, **kwargs)
+
+
+def plain(value: Any) -> Any:
+    """ConfigDict → dict, recursively; anything else unchanged."""
+    if isinstance(value, ml_collections.ConfigDict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return value
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The resolved text of a config: sorted, one leaf a line."""
+    return json.dumps(plain(config), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Inverse of `to_json` up to tuples, which come back as tuples."""
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restore(inner) for key, inner in value.items()}
+        return tuple(restore(inner) for inner in value) if isinstance(value, list) else value
+
+    config = ml_collections.ConfigDict(restore(json.loads(text)))
+    config.lock()
+    return config

@@ -1,0 +1,143 @@
+"""Step transforms, first half: from a task to its gradient.
+
+Each takes a `Task` and returns `gradient(state, batch, *, seed) -> (grads, Outcome)`. They differ in
+how much of the batch is encoded at a time, and in what the objective gets to see.
+
+Shapes: B batch, M parts, b = B/M examples a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mixcon.errors import InputError
+from mixcon.train.state import Batch, Metrics, PyTree, Task, TrainState, stream
+
+
+class Outcome(NamedTuple):
+    """What a gradient computation leaves beside the gradient."""
+
+    loss: jax.Array
+    metrics: Metrics
+    extra: PyTree
+    objective: PyTree
+
+
+Gradient = Callable[..., tuple[PyTree, Outcome]]
+
+
+def standard(task: Task) -> Gradient:
+    """Encode the whole batch, one objective over it, one backward pass."""
+
+    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+        keys = {name: stream(seed, name, state.step) for name in ("prepare", "encode", "objective")}
+        batch = task.prepare(batch, key=keys["prepare"])
+
+        def loss_fn(params: PyTree) -> tuple[jax.Array, Outcome]:
+            reps, extra = task.encode(params, state.extra, batch, key=keys["encode"], train=True)
+            loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=keys["objective"])
+            return loss, Outcome(loss, metrics, extra, objective)
+
+        grads, outcome = jax.grad(loss_fn, has_aux=True)(state.params)
+        return grads, outcome
+
+    return gradient
+
+
+def accumulate(task: Task, parts: int) -> Gradient:
+    """Average the gradients of `parts` smaller batches; each part's objective sees only that part.
+
+    For losses that are means over examples this equals `standard`; for in-batch contrast it is the
+    smaller problem with fewer negatives (use `grad_cache` for the exact one).
+    """
+
+    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+        batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
+        keys = jax.random.split(stream(seed, "encode", state.step), parts)
+        objective_keys = jax.random.split(stream(seed, "objective", state.step), parts)
+
+        def body(carry: tuple, part: tuple) -> tuple[tuple, tuple]:
+            extra, objective, total = carry
+            part_batch, key, objective_key = part
+
+            def loss_fn(params: PyTree) -> tuple[jax.Array, Outcome]:
+                reps, new_extra = task.encode(params, extra, part_batch, key=key, train=True)
+                loss, metrics, new = task.objective(params, objective, reps, part_batch, key=objective_key)
+                return loss, Outcome(loss, metrics, new_extra, new)
+
+            grads, out = jax.grad(loss_fn, has_aux=True)(state.params)
+            total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
+            return (out.extra, out.objective, total), (out.loss, out.metrics)
+
+        start = (state.extra, state.objective, jax.tree.map(jnp.zeros_like, state.params))
+        parts_of_batch = split_batch(batch, parts)
+        (extra, objective, grads), (losses, metrics) = jax.lax.scan(body, start, (parts_of_batch, keys, objective_keys))
+        return grads, Outcome(losses.mean(), jax.tree.map(lambda m: m.mean(0), metrics), extra, objective)
+
+    return gradient
+
+
+def grad_cache(task: Task, parts: int) -> Gradient:
+    """Exact large-batch gradient with the activations of one part at a time.
+
+    1. encode every part without keeping activations; 2. the objective over the whole batch gives the
+    gradient of each representation; 3. encode each part again and pull that gradient back. Equal to
+    `standard` up to rounding when encoding draws nothing at random and carries no batch statistics.
+
+    Reference: Gao, Zhang, Han, Callan, "Scaling Deep Contrastive Learning Batch Size under Memory
+      Limited Setup", 2021, section 3.2.
+    """
+
+    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+        batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
+        keys = jax.random.split(stream(seed, "encode", state.step), parts)
+        parts_of_batch = split_batch(batch, parts)
+
+        def encode_part(params: PyTree, extra: PyTree, part: tuple) -> tuple[PyTree, PyTree]:
+            return task.encode(params, extra, part[0], key=part[1], train=True)
+
+        def forward(extra: PyTree, part: tuple) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+            reps, new_extra = encode_part(state.params, extra, part)
+            return new_extra, (reps, extra)
+
+        extra, (part_reps, part_extra) = jax.lax.scan(forward, state.extra, (parts_of_batch, keys))
+        reps = jax.tree.map(lambda r: merge_parts(r, parts), part_reps)
+
+        def objective_fn(params: PyTree, reps: PyTree) -> tuple[jax.Array, Outcome]:
+            key = stream(seed, "objective", state.step)
+            loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=key)
+            return loss, Outcome(loss, metrics, extra, objective)
+
+        (grads, reps_grad), outcome = jax.grad(objective_fn, argnums=(0, 1), has_aux=True)(state.params, reps)
+        part_reps_grad = jax.tree.map(lambda g: split_parts(g, parts), reps_grad)
+
+        def backward(total: PyTree, part: tuple) -> tuple[PyTree, None]:
+            *inputs, extra, cotangent = part
+            _, pull = jax.vjp(lambda params: encode_part(params, extra, tuple(inputs))[0], state.params)
+            return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
+
+        grads, _ = jax.lax.scan(backward, grads, (parts_of_batch, keys, part_extra, part_reps_grad))
+        return grads, outcome
+
+    return gradient
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """Every [B, ...] array as [M, b, ...]."""
+    return {name: split_parts(x, parts) for name, x in batch.items()}
+
+
+def split_parts(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] → [M, b, ...]; part m holds examples m, m+M, ..., so that a batch sharded by blocks stays in place."""
+    if x.shape[0] % parts:
+        raise InputError(f"batch of {x.shape[0]} cannot be split into {parts} equal parts; choose a divisor")
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def merge_parts(x: jax.Array, parts: int) -> jax.Array:
+    """Inverse of `split_parts`: [M, b, ...] → [B, ...]."""
+    return jnp.swapaxes(x, 0, 1).reshape(x.shape[1] * parts, *x.shape[2:])

@@ -1,0 +1,110 @@
+"""What a run writes down: JSON lines, TensorBoard events, a progress bar, who and what it was."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from mixcon.train.checkpoint import write_atomically
+
+PACKAGES = ("mixcon", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Logbook:
+    """Metrics of one run; every process may hold one, only process 0 writes.
+
+    Args:
+      workdir: folder of the run.
+      resume_step: lines beyond this step are dropped: the run repeats them.
+      total: last step, for the progress bar.
+      progress: draw the bar.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, resume_step: int, total: int, progress: bool = True):
+        self.active = jax.process_index() == 0
+        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        if not self.active:
+            return
+        from tensorboardX import SummaryWriter
+
+        keep_lines_until(self.path, resume_step)
+        self.file = self.path.open("a")
+        self.events = SummaryWriter(str(pathlib.Path(workdir) / "events"), purge_step=resume_step + 1 if resume_step else None)
+        self.bar = tqdm(total=total, initial=resume_step, unit="step", disable=not progress, dynamic_ncols=True, smoothing=0.1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics."""
+        if not self.active:
+            return
+        line = {"step": step, "time": time.time(), **{k: float(v) for k, v in values.items()}}
+        self.file.write(json.dumps({k: v if math.isfinite(v) else repr(v) for k, v in line.items()}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.events.add_scalar(name, float(value), step)
+
+    def advance(self, **shown: str) -> None:
+        """Move the bar by one step; show the given texts beside it."""
+        if self.active:
+            if shown:
+                self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(1)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.active:
+            self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.active:
+            self.bar.close()
+            self.file.close()
+            self.events.close()
+
+
+def keep_lines_until(path: pathlib.Path, step: int) -> None:
+    """Drop lines of later steps and a last line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def provenance(config_text: str) -> dict[str, Any]:
+    """Resolved config, versions, device kind, flags and git state, as a checkpoint keeps them."""
+    return {
+        "config": json.loads(config_text),
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend(), "count": jax.device_count()},
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git": git_state(),
+    }
+
+
+def git_state() -> str:
+    """Commit of the working folder, with `+` when there are changes; empty outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

@@ -1,0 +1,287 @@
+"""The one outer loop: data order, checkpoints, preemption, logging and evaluation, for every experiment."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from mixcon import config as configs
+from mixcon.errors import InputError
+from mixcon.evals.artifacts import save_artifact
+from mixcon.train import mesh as meshes
+from mixcon.train.checkpoint import Checkpoints, Restored, write_atomically
+from mixcon.train.goodput import Goodput
+from mixcon.train.guards import disk_errors, stop_signals, workdir_lock
+from mixcon.train.logbook import Logbook, provenance
+from mixcon.train.state import Experiment, Metrics, PyTree, TrainState, init_state
+
+# What may change between a checkpoint and its resumption without changing what is computed.
+FREE_KEYS = ("mesh", "log_every", "eval_every", "checkpoint")
+
+
+class Pending(NamedTuple):
+    """A step that has been dispatched and not yet looked at."""
+
+    step: int
+    metrics: Metrics
+    skipped: int  # records that the data path had to replace
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """The experiment that a config names."""
+    return configs.resolve(f"{config.experiment}.build")(config)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    progress: bool = True,
+    allow_config_change: bool = False,
+) -> TrainState:
+    """Run a config to its last step, from wherever its workdir stands.
+
+    Args:
+      config: resolved and locked.
+      workdir: folder of the run; created, resumed when it holds checkpoints.
+      progress: draw a progress bar.
+      allow_config_change: resume although the config is not the one of the checkpoint.
+
+    Returns:
+      The last state.
+
+    Raises:
+      InputError: whatever the user can put right: mesh, batch, data, config, disk, non-finite loss.
+
+    Example:
+      >>> train(configs.load("configs/clip.py:small"), "runs/clip")
+    """
+    workdir = pathlib.Path(workdir)
+    goodput = Goodput()
+    mesh = meshes.make_mesh(**config.mesh)
+    meshes.check_batch(config.batch_size, mesh)
+    with workdir_lock(workdir), jax.set_mesh(mesh), disk_errors(workdir):
+        text = configs.to_json(config)
+        record = provenance(text)
+        with goodput.measure("startup"):
+            experiment = build(config)
+            iterator = experiment.batches()
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+        with goodput.measure("checkpoint"):
+            shapes, places = state_layout(experiment, config, mesh)
+            restored = checkpoints.restore(with_sharding(shapes, places))
+        if restored is not None:
+            refuse_other_config(record["config"], restored, allow_config_change)
+            iterator.set_state(restored.data)
+        if jax.process_index() == 0:
+            write_atomically(workdir / "config.json", text)
+            run = {**record, "argv": sys.argv, "started": time.time(), "mesh": dict(mesh.shape)}
+            write_atomically(workdir / "run.json", json.dumps(run, indent=2))
+        start = restored.step if restored else 0
+        logbook = Logbook(workdir, resume_step=start, total=config.steps, progress=progress)
+        for sentence in restored.skipped if restored else []:
+            logbook.say(f"warning: {sentence}")
+        if restored is not None:
+            logbook.say(f"resuming from the checkpoint of step {start}")
+            state = restored.state
+        else:
+            with goodput.measure("startup"):
+                state = jax.jit(lambda: init_state(experiment, config.seed, ema=bool(config.ema)), out_shardings=places)()
+        try:
+            run_steps = Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record)
+            state = run_steps(state, start)
+        finally:
+            logbook.close()
+        with goodput.measure("checkpoint"):
+            checkpoints.close()
+        if jax.process_index() == 0:
+            write_atomically(workdir / "goodput.json", json.dumps(goodput.summary()))
+            print(goodput.line(), file=sys.stderr)
+        return state
+
+
+class Run:
+    """The steps of one session of a run, and what happens between them."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        experiment: Experiment,
+        mesh: Mesh,
+        iterator: Any,
+        checkpoints: Checkpoints,
+        logbook: Logbook,
+        goodput: Goodput,
+        record: Mapping[str, Any],
+    ):
+        self.config, self.workdir, self.experiment, self.record = config, workdir, experiment, record
+        self.iterator, self.checkpoints, self.logbook, self.goodput = iterator, checkpoints, logbook, goodput
+        self.sharding = meshes.batch_sharding(mesh)
+        self.pending: deque[Pending] = deque()
+        self.last_log = (0, 0.0)
+        self.skipped = 0
+
+    def __call__(self, state: TrainState, start: int) -> TrainState:
+        """From step `start` to the last one, or to a signal."""
+        config, total = self.config, self.config.steps
+        if start >= total:
+            self.logbook.say(f"nothing to do: the checkpoint is already at step {start} of {total}")
+            return state
+        step, batch = self.compile(state)
+        self.last_log = (start, time.perf_counter())
+        with stop_signals() as stop:
+            for number in range(start + 1, total + 1):
+                if number > start + 1:
+                    batch = self.fetch()
+                state = self.dispatch(step, state, batch, number)
+                while len(self.pending) > 1:
+                    self.settle(state)
+                stopping = stop(number)
+                due_eval = number == total or (config.eval_every and number % config.eval_every == 0)
+                due_save = number == total or stopping or number % config.checkpoint.every == 0
+                if due_eval or due_save:
+                    while self.pending:
+                        self.settle(state)
+                if due_save:
+                    self.save(state)
+                if stopping:
+                    self.logbook.say(f"stopping at step {number} as asked by a signal; start the same command to go on")
+                    break
+                if due_eval:
+                    self.evaluate(state, number)
+        return state
+
+    def compile(self, state: TrainState) -> tuple[Any, dict[str, np.ndarray]]:
+        """The step for this state and the first batch, compiled before any data is trained on."""
+        with self.goodput.measure("data_wait"):
+            batch = next(self.iterator)
+        with self.goodput.measure("compile"):
+            on_device = meshes.put_batch(device_part(batch), self.sharding)
+            places = jax.tree.map(lambda x: x.sharding, state)
+            jitted = jax.jit(self.experiment.step, donate_argnums=0, out_shardings=(places, None))
+            return jitted.lower(state, on_device).compile(), batch
+
+    def busy(self) -> bool:
+        """Whether the device still has work."""
+        return bool(self.pending) and not self.pending[-1].metrics["loss"].is_ready()
+
+    def fetch(self) -> dict[str, np.ndarray]:
+        """The next host batch."""
+        before = self.goodput.clock()
+        batch = next(self.iterator)
+        self.goodput.seconds["step" if self.busy() else "data_wait"] += self.goodput.clock() - before
+        return batch
+
+    def dispatch(self, step: Any, state: TrainState, batch: dict[str, np.ndarray], number: int) -> TrainState:
+        """Hand a step to the device and return at once."""
+        before, was_busy = self.goodput.clock(), self.busy()
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, meshes.put_batch(device_part(batch), self.sharding))
+        ran_inline = metrics["loss"].is_ready()
+        if was_busy or ran_inline:
+            self.goodput.seconds["step"] += self.goodput.clock() - before
+        self.pending.append(Pending(number, metrics, int(batch.get("skipped", 0))))
+        return state
+
+    def settle(self, state: TrainState) -> None:
+        """Wait for the oldest step, look at its health, log it."""
+        done = self.pending.popleft()
+        with self.goodput.measure("step"):
+            jax.block_until_ready(done.metrics)
+        self.skipped += done.skipped
+        halted_at = int(jax.device_get(done.metrics["halted_at"]))
+        if halted_at >= 0:
+            self.stop_at_nonfinite(state, halted_at, done)
+        if done.step % self.config.log_every and done.step != self.config.steps:
+            self.logbook.advance()
+            return
+        values = {k: float(v) for k, v in jax.device_get(done.metrics).items() if k != "halted_at"}
+        (last_step, last_time), now = self.last_log, time.perf_counter()
+        rate = (done.step - last_step) * self.config.batch_size / max(now - last_time, 1e-9)
+        self.last_log = (done.step, now)
+        epoch = done.step / self.experiment.steps_per_epoch
+        written = {**values, "epoch": epoch, "skipped_records": float(self.skipped)}
+        self.logbook.write(done.step, {f"train/{k}": v for k, v in written.items()} | {"timing/examples_per_s": rate})
+        self.logbook.advance(loss=f"{values['loss']:.4f}", examples_per_s=f"{rate:.0f}")
+
+    def stop_at_nonfinite(self, state: TrainState, halted_at: int, done: Pending) -> None:
+        """Keep the frozen state, which is the one from before the bad step, and stop."""
+        self.pending.clear()
+        self.checkpoints.save(state, {"next_index": halted_at}, self.record)
+        self.checkpoints.close()
+        loss, norm = (float(jax.device_get(done.metrics[k])) for k in ("loss", "grad_norm"))
+        raise InputError(
+            f"loss or gradient is not finite at step {halted_at + 1} (loss {loss}, gradient norm {norm}). "
+            f"The state from before it is checkpoint {halted_at} in {self.checkpoints.directory}. "
+            "Lower the learning rate or clip the gradient, or set nonfinite='skip' to leave such steps out and count them."
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Checkpoint; the loop waits only for the copy to the host."""
+        with self.goodput.measure("checkpoint"):
+            self.checkpoints.save(state, self.iterator.get_state(), self.record)
+
+    def evaluate(self, state: TrainState, number: int) -> None:
+        """Every evaluator: scalars to the log, arrays to files for the report."""
+        with self.goodput.measure("eval"):
+            values = run_evals(self.experiment, state, self.workdir, number)
+            self.logbook.write(number, values)
+        shown = {k: v for k, v in values.items() if k.endswith("R@10")}
+        if shown:
+            self.logbook.say(f"step {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+        self.last_log = (number, time.perf_counter())
+
+
+def run_evals(experiment: Experiment, state: TrainState, workdir: pathlib.Path, step: int) -> dict[str, float]:
+    """Scalars of all evaluators by `eval/<evaluator>/<name>`; their artifacts go to the workdir."""
+    scalars: dict[str, float] = {}
+    for name, evaluator in experiment.evals.items():
+        for key, value in evaluator(state):
+            if isinstance(value, Mapping):
+                if jax.process_index() == 0:
+                    save_artifact(workdir, step, f"{name}_{key}".replace("/", "_"), value)
+            else:
+                scalars[f"eval/{name}/{key}"] = float(value)
+    return scalars
+
+
+def state_layout(experiment: Experiment, config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[PyTree, PyTree]:
+    """Shapes of the train state and the sharding of each, nothing allocated."""
+    shapes = jax.eval_shape(lambda: init_state(experiment, config.seed, ema=bool(config.ema)))
+    return shapes, meshes.shardings(shapes, mesh, rules=config.sharding.rules, fsdp=config.sharding.fsdp)
+
+
+def with_sharding(shapes: PyTree, places: PyTree) -> PyTree:
+    """Shapes that know where they belong."""
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+
+
+def device_part(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what only the loop reads."""
+    return {k: v for k, v in batch.items() if k != "skipped"}
+
+
+def refuse_other_config(ours: Mapping[str, Any], restored: Restored, allowed: bool) -> None:
+    """A checkpoint goes on under the config that made it, or on request under another."""
+    found = configs.differences(ours, restored.provenance["config"])
+    changed = {k: v for k, v in found.items() if k.split(".")[0] not in FREE_KEYS}
+    if not changed:
+        return
+    lines = "; ".join(f"{key}: now {new!r}, checkpoint {old!r}" for key, (new, old) in changed.items())
+    if not allowed:
+        raise InputError(
+            f"the checkpoint of step {restored.step} was made with another config ({lines}). "
+            "Use another --workdir, or --allow-config-change to go on with the new values."
+        )
+    print(f"warning: going on with a changed config ({lines})", file=sys.stderr)

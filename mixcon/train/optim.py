@@ -1,0 +1,120 @@
+"""Optimisers by name through optax, with schedules and overrides by parameter path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from mixcon import config as configs
+from mixcon.errors import InputError
+from mixcon.train.mesh import path_names
+from mixcon.train.state import PyTree
+
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
+
+
+def schedule(*, peak: float, steps: int, warmup_steps: int = 0, decay: str = "cosine", end: float = 0.0) -> optax.Schedule:
+    """Linear warm-up, then a decay.
+
+    lr(t) = peak·(t+1)/w for t < w; afterwards, with u = (t-w)/(steps-w):
+    cosine: end + (peak-end)·(1+cos πu)/2;  linear: peak + (end-peak)·u;  rsqrt: peak·sqrt(w/t);  constant: peak.
+
+    Args:
+      peak: highest learning rate.
+      steps: updates in the whole run.
+      warmup_steps: w.
+      decay: "constant", "cosine", "linear" or "rsqrt".
+      end: learning rate at the last step (cosine, linear).
+
+    Example:
+      >>> lr = schedule(peak=1e-3, steps=1000, warmup_steps=100)
+    """
+    if decay not in SCHEDULES:
+        raise InputError(f"unknown learning-rate decay {decay!r}; {configs.nearest(decay, SCHEDULES)}")
+    if not 0 <= warmup_steps <= steps:
+        raise InputError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
+    if peak < 0 or end < 0:
+        raise InputError(f"learning rates must not be negative: peak={peak}, end={end}")
+    rest = max(steps - warmup_steps, 1)
+    after: optax.Schedule
+    if decay == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
+    elif decay == "linear":
+        after = optax.linear_schedule(peak, end, rest)
+    elif decay == "rsqrt":
+        anchor = max(warmup_steps, 1)
+
+        def after(count: jax.Array) -> jax.Array:
+            return peak * (anchor / (count + anchor)) ** 0.5
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup_steps:
+        return after
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def optimizer(
+    *,
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    clip_norm: float | None = None,
+    overrides: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    **arguments: Any,
+) -> optax.GradientTransformation:
+    """An optax optimiser with arguments that may differ by parameter path.
+
+    Args:
+      name: in `optax` or `optax.contrib`: adamw, lamb, lars, sgd, adafactor, muon, ...
+      learning_rate: number or schedule.
+      clip_norm: largest global gradient norm; None does not clip.
+      overrides: pairs `(regex, arguments)`; a parameter follows the first regex found in its path.
+        Beside the optimiser's own arguments, `lr_scale` multiplies the learning rate and `freeze=True` stops it.
+      **arguments: of the optimiser, checked against its signature.
+
+    Returns:
+      The transformation; its state is built from parameters as plain nested dicts.
+
+    Raises:
+      InputError: unknown optimiser or argument; at `init`, a regex that matches no parameter.
+
+    Example:
+      >>> tx = optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.2,
+      ...                overrides=((r"bias$|scale$", {"weight_decay": 0.0}),))
+    """
+    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    if not callable(make):
+        known = [n for n in (*optax.__all__, *dir(optax.contrib)) if n.islower()] if hasattr(optax, "__all__") else dir(optax)
+        raise InputError(f"unknown optimiser {name!r}; {configs.nearest(name, known)}")
+    configs.check_arguments(make, f"optimiser {name}", arguments)
+
+    def build(lr_scale: float = 1.0, freeze: bool = False, **changed: Any) -> optax.GradientTransformation:
+        configs.check_arguments(make, f"optimiser {name}", changed)
+        if freeze:
+            return optax.set_to_zero()
+        return make(learning_rate=scale_rate(learning_rate, lr_scale), **{**arguments, **changed})
+
+    groups = {"default": build(), **{regex: build(**changed) for regex, changed in overrides}}
+    chosen = optax.partition(groups, lambda params: label_by_path(params, [regex for regex, _ in overrides]))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), chosen) if clip_norm else chosen
+
+
+def scale_rate(rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:
+    """A learning rate or schedule times a number."""
+    if callable(rate):
+        return lambda count: rate(count) * factor
+    return rate * factor
+
+
+def label_by_path(params: PyTree, regexes: Sequence[str]) -> PyTree:
+    """For every parameter the first regex found in its path, else "default"."""
+    names = path_names(params)
+    unused = [r for r in regexes if not any(re.search(r, n) for n in jax.tree.leaves(names))]
+    if unused:
+        raise InputError(f"optimiser override {unused[0]!r} matches no parameter path; paths are e.g. {jax.tree.leaves(names)[:5]}")
+    return jax.tree.map(lambda n: next((r for r in regexes if re.search(r, n)), "default"), names)

@@ -1,0 +1,91 @@
+"""What a training run is at one moment, and the experiment that moves it.
+
+Shapes: B global batch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Health(NamedTuple):
+    """Counts of steps whose loss or gradient was not finite."""
+
+    skipped: jax.Array  # steps that were left out
+    halted_at: jax.Array  # first bad step under the "stop" policy, -1 while all is well
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds on the device; plain nested dicts of arrays inside."""
+
+    step: jax.Array  # updates done so far
+    params: PyTree
+    extra: PyTree  # what layers carry and gradients do not touch: batch statistics
+    opt_state: PyTree
+    objective: PyTree  # queues, per-example denominators, prototypes
+    ema: PyTree  # averaged parameters, or () when not asked for
+    health: Health
+
+
+class Task(NamedTuple):
+    """What one step optimises, as three pure functions.
+
+    prepare(batch, *, key) -> batch: augmentation and mixing, once over the whole batch.
+    encode(params, extra, batch, *, key, train) -> (representations, extra): may run on a part of the batch;
+      every array of the representations has the batch as its first axis.
+    objective(params, state, representations, batch, *, key) -> (loss, metrics, state): over the whole batch.
+    """
+
+    prepare: Callable[..., Batch]
+    encode: Callable[..., tuple[PyTree, PyTree]]
+    objective: Callable[..., tuple[jax.Array, Metrics, PyTree]]
+
+
+# An evaluator yields scalars, which are logged, and mappings of arrays, which are saved for the report.
+Evaluator = Callable[[TrainState], Iterator[tuple[str, float | Mapping[str, np.ndarray]]]]
+
+
+class Experiment(NamedTuple):
+    """What the outer loop needs to know of a method."""
+
+    init: Callable[[jax.Array], tuple[PyTree, PyTree, PyTree]]  # key -> params, extra, objective state
+    optimizer: optax.GradientTransformation
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    batches: Callable[[], Any]  # -> iterator over host batches with get_state and set_state
+    evals: Mapping[str, Evaluator]
+    steps_per_epoch: float
+
+
+def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
+    """The state before the first step; jit it with `out_shardings` to build it where it will live."""
+    params, extra, objective = experiment.init(stream(seed, "init", 0))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        extra=extra,
+        opt_state=experiment.optimizer.init(params),
+        objective=objective,
+        ema=jax.tree.map(jnp.copy, params) if ema else (),
+        health=Health(skipped=jnp.zeros((), jnp.int32), halted_at=-jnp.ones((), jnp.int32)),
+    )
+
+
+def stream(seed: int, name: str, step: jax.Array | int) -> jax.Array:
+    """Key of a named random stream at a step: derived, never stored, so that resuming repeats it.
+
+    Example:
+      >>> key = stream(seed=0, name="augment", step=state.step)
+    """
+    named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(named, step)

@@ -1,0 +1,62 @@
+"""Step transforms, second half: from a gradient to `step(state, batch) -> (state, metrics)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mixcon.train.gradients import Gradient
+from mixcon.train.state import Batch, Health, Metrics, PyTree, TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    gradient: Gradient,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    constrain: Callable[[PyTree], PyTree] = lambda params: params,
+    ema_decay: float | None = None,
+    nonfinite: Literal["stop", "skip"] = "stop",
+) -> Step:
+    """One update: gradient, optimiser, constraint, average, guard.
+
+    Args:
+      gradient: one of `mixcon.train.gradients`, e.g. `standard(task)`.
+      optimizer: an optax transformation.
+      seed: of every random stream inside the step.
+      constrain: projection of the parameters after the update, outside autodiff (a clamp on a logit scale).
+      ema_decay: d in `ema ← d·ema + (1-d)·params`; None keeps no average.
+      nonfinite: "skip" leaves a bad step out and counts it. "stop" freezes the state at the first bad
+        step, so that what the loop saves when it notices is the state from before it.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`, pure, to be jitted with the state donated.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, outcome = gradient(state, batch, seed=seed)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = constrain(optax.apply_updates(state.params, updates))
+        ema = state.ema if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(outcome.loss) & jnp.isfinite(grad_norm)
+        alive = state.health.halted_at < 0
+        bad = ~finite & alive
+        if nonfinite == "skip":
+            health = Health(state.health.skipped + bad, state.health.halted_at)
+        else:
+            health = Health(state.health.skipped, jnp.where(bad, state.step, state.health.halted_at))
+        moved = TrainState(state.step + 1, params, outcome.extra, opt_state, outcome.objective, ema, health)
+        # A skipped step still counts as a step: the data and the random streams move on.
+        still = state._replace(step=state.step + (nonfinite == "skip"), health=health)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite & alive, new, old), moved, still)
+        metrics = {"loss": outcome.loss, "grad_norm": grad_norm, **outcome.metrics, "halted_at": health.halted_at}
+        return new_state, metrics
+
+    return step
