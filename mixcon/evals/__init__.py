@@ -1,0 +1,56 @@
+"""Evaluations of embeddings: pure functions of arrays, in tiles where pairs would not fit."""
+
+from mixcon.evals.artifacts import Artifact, Evaluator, load_artifact, save_artifact
+from mixcon.evals.gap import explained_variance, linear_separability, modality_gap
+from mixcon.evals.geometry import (
+    alignment,
+    cross_uniformity,
+    neighbor_profile,
+    relative_alignment,
+    tolerance,
+    uniformity,
+)
+from mixcon.evals.knn import knn, knn_predict
+from mixcon.evals.probe import LinearProbe, fit_logistic, fit_ridge, fit_sgd, linear_probe, r2
+from mixcon.evals.projection import project
+from mixcon.evals.retrieval import chance_recall, combined_query, image_text_retrieval, ranks, retrieval
+from mixcon.evals.tiles import normalized, top_k
+from mixcon.evals.zero_shot import accuracy, confusion_matrix, predict, prompts, zero_shot, zero_shot_weights
+
+__all__ = [
+    "Artifact",
+    "Evaluator",
+    "LinearProbe",
+    "accuracy",
+    "alignment",
+    "chance_recall",
+    "combined_query",
+    "confusion_matrix",
+    "cross_uniformity",
+    "explained_variance",
+    "fit_logistic",
+    "fit_ridge",
+    "fit_sgd",
+    "image_text_retrieval",
+    "knn",
+    "knn_predict",
+    "linear_probe",
+    "linear_separability",
+    "load_artifact",
+    "modality_gap",
+    "neighbor_profile",
+    "normalized",
+    "predict",
+    "project",
+    "prompts",
+    "r2",
+    "ranks",
+    "relative_alignment",
+    "retrieval",
+    "save_artifact",
+    "tolerance",
+    "top_k",
+    "uniformity",
+    "zero_shot",
+    "zero_shot_weights",
+]
