@@ -1,0 +1,27 @@
+"""Towers and dual encoders: flax.nnx layers, used through the pure functions of `functional`."""
+
+from mixcon.models.build import build
+from mixcon.models.dual_encoder import dual_encoder
+from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
+from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head
+from mixcon.models.text import text_transformer
+from mixcon.models.vit import sincos_2d, vit
+
+__all__ = [
+    "LogitScale",
+    "Model",
+    "build",
+    "clamp_logit_scale",
+    "count",
+    "dual_encoder",
+    "flatten",
+    "functional",
+    "l2_normalize",
+    "map_with_path",
+    "mlp_head",
+    "path_names",
+    "sincos_2d",
+    "text_transformer",
+    "unflatten",
+    "vit",
+]

@@ -1,0 +1,160 @@
+"""What sits between a tower and an objective: projections, normalisation, the learned logit scale."""
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mixcon.errors import InputError
+from mixcon.models.functional import Make, map_with_path
+from mixcon.models.layers import choose, float_dtype, normal
+
+PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
+
+
+def l2_normalize(x: Array, *, eps: float = 1e-12) -> Array:
+    """`x / max(||x||_2, eps)` over the last axis, in float32; a zero row stays zero, with finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps * eps))
+
+
+class MlpHead(nnx.Module):
+    """`fc2(relu(fc1(x)))`, the projection head of SimCLR-like methods; optionally deeper and batch-normalised."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: int,
+        depth: int = 2,
+        batch_norm: bool = False,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
+        widths = [in_features, *[hidden] * (depth - 1), out_features]
+        self.layers = nnx.List(
+            [
+                nnx.Linear(a, b, kernel_init=normal((2 / a) ** 0.5), use_bias=not batch_norm, dtype=dtype, rngs=rngs)
+                for a, b in itertools.pairwise(widths)
+            ]
+        )
+        self.norms = nnx.List(
+            [nnx.BatchNorm(w, momentum=0.9, dtype=jnp.float32, rngs=rngs) for w in widths[1:] if batch_norm]
+        )
+
+    def __call__(self, x: Array, *, train: bool = False, key: Array | None = None) -> Array:
+        """[B,in_features] -> [B,out_features]."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.norms:
+                x = self.norms[i](x.astype(jnp.float32), use_running_average=not train).astype(layer.dtype)
+            x = jax.nn.relu(x) if i + 1 < len(self.layers) else x
+        return x
+
+
+def mlp_head(
+    in_features: int,
+    out_features: int,
+    *,
+    hidden: int,
+    depth: int = 2,
+    batch_norm: bool = False,
+    dtype: Any = "float32",
+) -> Make:
+    """A projection head of `depth` linear layers with ReLU between them, as a constructor.
+
+    Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, section 2.1.
+    """
+    if min(in_features, out_features, hidden, depth) < 1:
+        raise InputError("in_features, out_features, hidden and depth of mlp_head must all be at least 1.")
+    return functools.partial(
+        _mlp_head,
+        in_features,
+        out_features,
+        hidden=hidden,
+        depth=depth,
+        batch_norm=batch_norm,
+        dtype=float_dtype(dtype),
+    )
+
+
+def _mlp_head(in_features: int, out_features: int, rngs: nnx.Rngs, **options: Any) -> MlpHead:
+    return MlpHead(in_features, out_features, rngs=rngs, **options)
+
+
+def projection(kind: str, in_features: int, out_features: int, *, dtype: np.dtype, rngs: nnx.Rngs) -> nnx.Module | None:
+    """The map from a tower's features to the shared space; None for kind="none"."""
+    choose(kind, PROJECTIONS, "projection")
+    if kind == "mlp":
+        return MlpHead(in_features, out_features, hidden=in_features, dtype=dtype, rngs=rngs)
+    if kind == "none":
+        if in_features != out_features:
+            raise InputError(
+                f"projection='none' needs a tower of embed_dim={out_features} features, not {in_features}."
+            )
+        return None
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=kind == "linear_bias",
+        kernel_init=normal(in_features**-0.5),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class LogitScale(nnx.Module):
+    """The learned multiplier of the similarities, and optionally an additive bias; both float32 scalars.
+
+    `scale = exp(log)` (parametrization="log", CLIP and SigLIP) or `scale = 1 / temperature` ("temperature", ALIGN).
+
+    Reference: Radford et al. 2021, section 2.5 (log form, initial 1/0.07); Zhai et al., "Sigmoid Loss for Language
+        Image Pre-Training", 2023, algorithm 1 (initial scale 10, bias -10); Jia et al. 2021, equation 3 (temperature).
+    """
+
+    def __init__(self, init: float = 1 / 0.07, *, bias: float | None = None, parametrization: str = "log"):
+        if not (math.isfinite(init) and init > 0):
+            raise InputError(f"logit_scale={init} must be positive and finite; it multiplies the similarities.")
+        choose(parametrization, ("log", "temperature"), "parametrization")
+        if parametrization == "log":
+            self.log = nnx.Param(jnp.asarray(math.log(init), jnp.float32))
+        else:
+            self.temperature = nnx.Param(jnp.asarray(1 / init, jnp.float32))
+        if bias is not None:
+            self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+
+    def __call__(self) -> tuple[Array, Array | None]:
+        """(scale, bias or None)."""
+        scale = jnp.exp(self.log[...]) if hasattr(self, "log") else 1.0 / self.temperature[...]
+        return scale, self.bias[...] if hasattr(self, "bias") else None
+
+
+def clamp_logit_scale(params: Any, *, low: float = 1.0, high: float = 100.0) -> Any:
+    """Parameters with every `logit_scale` clipped to [low, high]; call it after the optimiser's update.
+
+    The clip is on the parameter, outside automatic differentiation: inside the forward pass it would stop the
+    gradient at the bound for good.
+
+    Args:
+        params: parameter dict, any depth.
+        low, high: bounds of the multiplier (not of its logarithm).
+
+    Returns:
+        The same tree.
+
+    Reference: Radford et al. 2021, section 2.5 (upper bound 100).
+    """
+
+    def clamp(path: str, x: Array) -> Array:
+        if path.endswith("logit_scale/log"):
+            return jnp.clip(x, math.log(low), math.log(high))
+        return jnp.clip(x, 1 / high, 1 / low) if path.endswith("logit_scale/temperature") else x
+
+    return map_with_path(clamp, params)

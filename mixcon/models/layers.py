@@ -1,0 +1,252 @@
+"""Transformer layers. Shapes: B batch, T tokens, D width, H heads, K head width.
+
+Parameters are float32; `dtype` is what matrix products are computed in. Layer norms and the softmax are
+always float32. Randomness comes in as `key`; `key=None` is allowed where nothing random happens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mixcon.errors import InputError
+from mixcon.models.functional import scan_stack, stack
+
+FLOAT32 = np.dtype("float32")
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),
+    "relu": jax.nn.relu,
+}
+REMAT_POLICIES: dict[Any, Any] = {  # what a block keeps for its backward pass; False keeps all, True only its input
+    True: None,
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def normal(std: float) -> jax.nn.initializers.Initializer:
+    """Normal initialiser with the given standard deviation."""
+    return jax.nn.initializers.normal(std)
+
+
+def float_dtype(dtype: Any) -> np.dtype:
+    """The compute dtype by name ("float32", "bfloat16", "float16") or as a dtype."""
+    try:
+        result = jnp.dtype(dtype)
+    except TypeError:
+        result = np.dtype(object)
+    if result not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise InputError(f"dtype={dtype!r} is not a compute dtype; use 'float32', 'bfloat16' or 'float16'.")
+    return result
+
+
+def choose(value: Any, options: Any, what: str) -> Any:
+    """`value` if it is one of `options`, else an `InputError` that names them."""
+    if value not in options:
+        raise InputError(f"{what}={value!r} is unknown; choose one of {', '.join(map(repr, options))}.")
+    return value
+
+
+def split_key(key: Array | None, num: int) -> list[Array] | list[None]:
+    """`num` keys from one, or `num` Nones from None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def require_key(key: Array | None, what: str) -> Array:
+    """`key`, or an `InputError` when a random layer was given none."""
+    if key is None:
+        raise InputError(f"{what} with train=True draws random numbers: pass key= to apply.")
+    return key
+
+
+def dropout(x: Array, rate: float, *, key: Array | None, train: bool) -> Array:
+    """Zeroes elements with probability `rate` and rescales the rest, when training."""
+    if not train or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(require_key(key, "dropout"), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+
+
+def drop_path(branch: Array, rate: Array | float, *, key: Array | None) -> Array:
+    """Zeroes the whole residual branch of an example with probability `rate` (stochastic depth)."""
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(require_key(key, "stochastic depth"), keep, shape)
+    return branch * (kept.astype(jnp.float32) / keep).astype(branch.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None, *, causal: bool = False) -> Array:
+    """`softmax(q kᵀ / sqrt(K)) v` for q [B,T,H,K], k and v [B,S,H,K], mask bool [B,1|H,1|T,S]; softmax in float32."""
+    # In bfloat16 the library's function itself promotes implicitly, which a strict session would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm computed in float32 whatever comes in, returned in the compute dtype."""
+
+    def __init__(self, width: int, *, eps: float, dtype: np.dtype, rngs: nnx.Rngs):
+        # The two-pass variance: E[x²] - E[x]² loses digits on the large means of trained class tokens.
+        super().__init__(width, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+        self.out_dtype = dtype
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return super().__call__(x.astype(jnp.float32), mask=mask).astype(self.out_dtype)
+
+
+class Mlp(nnx.Module):
+    """`fc2(activation(fc1(x)))`."""
+
+    def __init__(self, width: int, hidden: int, *, activation: str, dtype: np.dtype, out_std: float, rngs: nnx.Rngs):
+        self.activation = choose(activation, ACTIVATIONS, "activation")
+        self.fc1 = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one fused projection.
+
+    The columns of `qkv/kernel` are ordered (head, q|k|v, K): splitting them over a mesh axis gives each device
+    whole heads, so tensor parallelism needs no reshuffle.
+    """
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool, dtype: np.dtype, out_std: float, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = nnx.Linear(
+            width, 3 * width, use_bias=qkv_bias, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.Linear(width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, mask: Array | None = None, *, causal: bool = False) -> Array:
+        """x [B,T,D]; mask bool [B,T], False where a token must not be attended to."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, self.heads, 3, width // self.heads)
+        q, k, v = (qkv[:, :, :, i] for i in range(3))
+        mask_B11T = None if mask is None else mask[:, None, None, :]
+        mixed = attend(q, k, v, mask_B11T, causal=causal)
+        return self.out(mixed.reshape(batch, tokens, width))
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of a few queries over tokens, with separate projections; used for pooling."""
+
+    def __init__(self, width: int, heads: int, *, out_features: int, dtype: np.dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q, self.k, self.v = (
+            nnx.Linear(width, width, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs) for _ in range(3)
+        )
+        self.out = nnx.Linear(width, out_features, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs)
+
+    def __call__(self, query: Array, tokens: Array) -> Array:
+        """query [B,Q,D], tokens [B,T,D] -> [B,Q,out_features]."""
+        projected = (self.q(query), self.k(tokens), self.v(tokens))
+        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in projected)
+        mixed = attend(q, k, v)
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What a tower says about its blocks; checked when it is made."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    activation: str = "gelu"
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0  # on both residual branches
+    stochastic_depth: float = 0.0  # of the last block; grows linearly from 0 at the first
+    dtype: np.dtype = FLOAT32
+    remat: bool | str = False  # False | True | "full" | "dots"
+    scan_layers: bool = False  # one compiled block, parameters stacked over depth
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.width % self.heads:
+            raise InputError(f"width={self.width} must be a multiple of heads={self.heads}.")
+        for name in ("dropout", "stochastic_depth"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name}={getattr(self, name)} must be in [0, 1).")
+        choose(self.activation, ACTIVATIONS, "activation")
+        if self.remat is not False:
+            choose(self.remat, REMAT_POLICIES, "remat")
+
+
+class Block(nnx.Module):
+    """Pre-norm block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        c, self.config = config, config
+        out_std = (2 * c.depth * c.width) ** -0.5  # residual branches start small, the more so the deeper the tower
+        norm = functools.partial(LayerNorm, c.width, eps=c.norm_eps, dtype=c.dtype, rngs=rngs)
+        self.norm1, self.norm2 = norm(), norm()
+        self.attn = SelfAttention(c.width, c.heads, qkv_bias=c.qkv_bias, dtype=c.dtype, out_std=out_std, rngs=rngs)
+        self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, dtype=c.dtype, out_std=out_std, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        *,
+        causal: bool = False,
+        train: bool = False,
+        key: Array | None = None,
+        drop_rate: Array | float = 0.0,
+    ) -> Array:
+        keys = split_key(key, 4)
+
+        def branch(y: Array, dropout_key: Array | None, path_key: Array | None) -> Array:
+            y = dropout(y, self.config.dropout, key=dropout_key, train=train)
+            return drop_path(y, drop_rate, key=path_key) if train and self.config.stochastic_depth else y
+
+        x = x + branch(self.attn(self.norm1(x), mask, causal=causal), keys[0], keys[1])
+        return x + branch(self.mlp(self.norm2(x)), keys[2], keys[3])
+
+
+def make_blocks(config: BlockConfig, rngs: nnx.Rngs) -> nnx.Module:
+    """The blocks of a tower: a list, or one stack over depth when `config.scan_layers`."""
+    if config.scan_layers:
+        return stack(functools.partial(Block, config), config.depth, rngs)
+    return nnx.List([Block(config, rngs) for _ in range(config.depth)])
+
+
+def run_blocks(
+    blocks: Any,
+    config: BlockConfig,
+    x: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    train: bool,
+    key: Array | None,
+) -> Array:
+    """x [B,T,D] through all blocks, each rematerialised in the backward pass when `config.remat`."""
+    rates = np.linspace(0.0, config.stochastic_depth, config.depth, dtype=np.float32)
+    keys = None if key is None else jax.random.split(key, config.depth)
+
+    def step(block: Block, x: Array, layer_key: Array | None, rate: Array) -> Array:
+        run: Callable[..., Array] = functools.partial(block, causal=causal, train=train)
+        if config.remat:
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[config.remat])
+        return run(x, mask, key=layer_key, drop_rate=rate)
+
+    if config.scan_layers:
+        return scan_stack(blocks, step, x, keys, jnp.asarray(rates))
+    for i, block in enumerate(blocks):
+        x = step(block, x, None if keys is None else keys[i], rates[i])
+    return x
