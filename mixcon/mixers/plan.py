@@ -12,6 +12,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.mixers.warp import Move, move
+from mixcon.ops.pairs import Pairs, slots
 
 
 class Plan(NamedTuple):
@@ -175,28 +176,41 @@ def sources(plan: Plan) -> tuple[Array, Array]:
     return jnp.stack([own, plan.partner], axis=1), jnp.stack([plan.weight, 1.0 - plan.weight], axis=1)
 
 
-def mix_pairs(plan: Plan, pairs: Array, side: Literal["rows", "columns", "both"] = "rows") -> Array:
-    """Mix a dense matrix of positive pairs: `M T` (rows), `T Mᵀ` (columns) or `M T Mᵀ` (both).
+def mix_pairs(
+    plan: Plan,
+    pairs: Array | None = None,
+    side: Literal["rows", "columns", "both"] = "rows",
+    *,
+    labels: Array | None = None,
+) -> Array | Pairs:
+    """Mix the matrix of positive pairs: `M T` (rows were mixed), `T Mᵀ` (columns) or `M T Mᵀ` (both).
 
-    M is never formed: a mixed row is a weighted sum of gathered rows. For the loss of a large batch use `sources` (the
-    engine's factored form of the same matrix) instead.
+    Without `pairs` the answer is factored, in the form that the engine of `mixcon.ops` builds tiles from: T is the
+    identity, or "same label" if labels are given. A dense T is mixed by gathering its rows; M is never formed.
 
     Args:
         plan: the draw.
-        pairs: T, [B, N] with the mixed side of length B (both: [B, B]).
+        pairs: a dense T, [B, N] with the mixed side of length B (both: [B, B]); None for the factored form.
         side: which side of T was mixed.
+        labels: int [B]; T_ij = [y_i = y_j] (factored form only).
     Returns:
-        T', the shape of T.
+        T' as `Pairs`, or dense in the shape and dtype of T.
     Raises:
-        InputError: T does not fit the plan.
+        InputError: T does not fit the plan; labels together with a dense T.
     Example:
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([0.75, 1.0]))
         >>> mix_pairs(plan, jnp.eye(2)).tolist()
+        [[0.75, 0.25], [0.0, 1.0]]
+        >>> mix_pairs(plan).matrix(2, 2).tolist()
         [[0.75, 0.25], [0.0, 1.0]]
     """
     batch = plan.partner.shape[0]
     if side not in ("rows", "columns", "both"):
         raise InputError(f"side must be 'rows', 'columns' or 'both'; got {side!r}.")
+    if pairs is None:
+        return _factored_pairs(plan, side, labels)
+    if labels is not None:
+        raise InputError("labels make the factored form; with a dense matrix of pairs leave them out.")
     sizes = pairs.shape if side == "both" else (pairs.shape[0 if side == "rows" else -1],)
     if pairs.ndim != 2 or any(n != batch for n in sizes):
         raise InputError(f"pairs {list(pairs.shape)} does not fit a plan for {batch} examples on its {side}.")
@@ -206,6 +220,17 @@ def mix_pairs(plan: Plan, pairs: Array, side: Literal["rows", "columns", "both"]
     if side in ("columns", "both"):
         pairs = mix(flat, pairs.T).T
     return pairs
+
+
+def _factored_pairs(plan: Plan, side: str, labels: Array | None) -> Pairs:
+    index, weight = sources(plan)
+    if labels is not None and labels.shape != (index.shape[0],):
+        raise InputError(f"labels must be [{index.shape[0]}]; got {list(labels.shape)}.")
+    ids = index if labels is None else labels[index]
+    if side == "both":
+        return slots(ids, weight, ids, weight)
+    rows = slots(ids, weight, labels)
+    return rows if side == "rows" else rows.T
 
 
 def at(plan: Plan, places: tuple[int, ...], flatten: bool = False) -> Plan:
