@@ -17,8 +17,9 @@ from mixcon.ops.cross_entropy import (
     contrastive_cross_entropy,
     per_positive_cross_entropy,
 )
-from mixcon.ops.engine import Impl, Reduce, pair_reduce, similarity
+from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs
+from mixcon.ops.reference import Impl, Reduce, similarity
 from mixcon.ops.statistics import Statistics, log_weighted, pair_statistics
 from mixcon.ops.sums import gaussian_potential, pairwise_sigmoid
 from mixcon.ops.topk import TopK, top_k

@@ -10,8 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mixcon.errors import InputError
-from mixcon.ops.engine import Impl, Reduce, pair_reduce
+from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs, everything, weights
+from mixcon.ops.reference import Impl, Reduce
 from mixcon.ops.statistics import Statistics, anchor_scale, pair_statistics
 
 

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 
 from mixcon.errors import InputError
 from mixcon.ops import checks
-from mixcon.ops.engine import Impl, Reduce, pair_reduce
+from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs, Shift, identity, valid, weights
+from mixcon.ops.reference import Impl, Reduce
 
 
 class Statistics(NamedTuple):

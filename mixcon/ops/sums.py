@@ -9,8 +9,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mixcon.ops import checks
-from mixcon.ops.engine import Impl, Reduce, pair_reduce
+from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs, Shift, everything, identity, weights
+from mixcon.ops.reference import Impl, Reduce
 from mixcon.ops.statistics import log_weighted
 
 

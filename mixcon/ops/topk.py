@@ -7,8 +7,8 @@ from jax import Array, lax
 
 from mixcon.errors import InputError
 from mixcon.ops import checks
-from mixcon.ops.engine import Impl, similarity
 from mixcon.ops.pairs import Block, Pairs
+from mixcon.ops.reference import Impl, similarity
 
 
 class TopK(NamedTuple):
