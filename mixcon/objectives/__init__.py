@@ -1,14 +1,77 @@
 """Losses over representations, thin on top of `mixcon.ops`: functions, and `Objective(init, apply)` pairs.
 
-    from mixcon.objectives import clip
+Every one takes features and targets of the whole batch, and gives the same value and gradient on any mesh:
 
-    loss = clip(image, text, logit_scale=jnp.exp(log_scale))
+    >>> from mixcon.objectives import clip
+    >>> loss = clip(image, text, logit_scale=jnp.exp(log_scale))
 """
 
 from mixcon.objectives.clip import clip
+from mixcon.objectives.hypersphere import alignment, uniformity
+from mixcon.objectives.instance import decoupled, info_nce, nt_xent
+from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push
+from mixcon.objectives.metric import circle, contrastive, multi_similarity
+from mixcon.objectives.negatives import debiased, hard_negative_reweighted
+from mixcon.objectives.objective import Objective
+from mixcon.objectives.proxies import proxy_anchor, proxy_nca
+from mixcon.objectives.ranking import multiple_negatives_ranking, n_pairs
+from mixcon.objectives.redundancy import barlow_twins, vicreg
 from mixcon.objectives.siglip import siglip
+from mixcon.objectives.supervised import multi_positive, supcon
+from mixcon.objectives.triplet import triplet
 
 __all__ = [
+    "LINEAR_MEMORY",
+    "Objective",
+    "Queue",
+    "alignment",
+    "barlow_twins",
+    "circle",
     "clip",
+    "contrastive",
+    "cross_batch_memory",
+    "debiased",
+    "decoupled",
+    "empty_queue",
+    "hard_negative_reweighted",
+    "info_nce",
+    "multi_positive",
+    "multi_similarity",
+    "multiple_negatives_ranking",
+    "n_pairs",
+    "nt_xent",
+    "proxy_anchor",
+    "proxy_nca",
+    "push",
     "siglip",
+    "supcon",
+    "triplet",
+    "uniformity",
+    "vicreg",
 ]
+
+LINEAR_MEMORY: dict[str, str] = {
+    "alignment": "always",
+    "barlow_twins": "always: its matrix is features × features",
+    "circle": "through the engine",
+    "clip": "through the engine",
+    "contrastive": "through the engine",
+    "cross_batch_memory": "through the engine, beside the queue itself",
+    "debiased": "through the engine",
+    "decoupled": "through the engine",
+    "hard_negative_reweighted": "through the engine",
+    "info_nce": "through the engine",
+    "multi_positive": "through the engine, unless positives is a dense matrix",
+    "multi_similarity": "through the engine",
+    "multiple_negatives_ranking": "through the engine",
+    "n_pairs": "through the engine",
+    "nt_xent": "through the engine",
+    "proxy_anchor": "always: its matrix is samples × classes",
+    "proxy_nca": "always: its matrix is samples × classes",
+    "siglip": "through the engine",
+    "supcon": "through the engine",
+    "triplet": "through the engine for mining='hard'; 'semi_hard' and 'all' are quadratic",
+    "uniformity": "through the engine",
+    "vicreg": "always: its matrix is features × features",
+}
+"""Which objectives claim memory linear in the batch ("through the engine": when `impl` is not "dense"), and why."""

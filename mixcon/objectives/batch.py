@@ -70,10 +70,14 @@ def interleave(views: Sequence[Array]) -> Array:
     return jnp.stack(list(views), axis=1).reshape(len(views) * views[0].shape[0], *views[0].shape[1:])
 
 
+def all_devices(total: Array, axis_name: str | None) -> Array:
+    """Sum of every device's value."""
+    return total if axis_name is None else lax.psum(total, axis_name)
+
+
 def batch_sum(values: Array, axis_name: str | None) -> Array:
     """Sum over the first axis, of all devices."""
-    total = values.sum(0)
-    return total if axis_name is None else lax.psum(total, axis_name)
+    return all_devices(values.sum(0), axis_name)
 
 
 def batch_mean(values: Array, axis_name: str | None, where: Array | None = None) -> Array:
@@ -84,6 +88,25 @@ def batch_mean(values: Array, axis_name: str | None, where: Array | None = None)
     keep = where.reshape(where.shape + (1,) * (values.ndim - 1))
     count = batch_sum(where.astype(values.dtype), axis_name)
     return batch_sum(jnp.where(keep, values, 0), axis_name) / jnp.maximum(count, 1)
+
+
+def batch_logsumexp(values: Array, axis_name: str | None) -> Array:
+    """log Σ exp over the first axis, of all devices; -inf (with a zero gradient) when every value is."""
+    top = lax.stop_gradient(values.max(0))
+    top = top if axis_name is None else lax.pmax(top, axis_name)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    total = batch_sum(jnp.exp(values - jnp.broadcast_to(top, values.shape)), axis_name)
+    return jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
+
+
+def global_size(local: int, axis_name: str | None) -> int:
+    """Rows of the whole batch."""
+    return local if axis_name is None else local * lax.axis_size(axis_name)
+
+
+def gather(x: Array, axis_name: str | None) -> Array:
+    """The rows of all devices, in order; the gradient goes back to where they came from."""
+    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
 
 
 def row_dot(a: Array, b: Array) -> Array:
