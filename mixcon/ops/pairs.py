@@ -235,6 +235,12 @@ def _slots_to_index(row: Block, col: Block, shared: Any) -> Array:
     return _slot_sum(ids, weight, col.position[:, None], None)
 
 
+def _mixed(row: Block, col: Block, shared: Any) -> Array:
+    partner, weight = row.data
+    ids = jnp.stack([row.position, partner], 1)
+    return _slot_sum(ids, jnp.stack([weight, 1 - weight], 1), col.position[:, None], None)
+
+
 def _slot_sum(row_ids: Array, row_weights: Array, col_ids: Array, col_weights: Array | None) -> Array:
     total = jnp.zeros((row_ids.shape[0], col_ids.shape[0]), row_weights.dtype)
     for a in range(row_ids.shape[1]):  # a handful of slots: unrolled, each a compare and a select
@@ -296,16 +302,16 @@ def slots(
 
 
 def mixed(partner: ArrayLike, weight: ArrayLike, side: Literal["queries", "keys"] = "queries") -> Pairs:
-    """The pairs of a mixed batch with its unmixed partner batch: T = diag(w) + (1 - w) at (i, partner_i).
+    """The pairs of a mixed batch with the batch it was mixed from: T = M, the mix as an operator.
 
-    For `x'_i = w_i x_i + (1 - w_i) x_{partner_i}`, `partner` [B] and `weight` [B]. A fixed point of `partner` keeps the
-    whole weight. `side="keys"` mixes the keys instead (the transpose).
+    For `x'_i = w_i x_i + (1 - w_i) x_{partner_i}` give `partner` [B] and `weight` [B]; for `x'_i = Σ_k w_ik
+    x_{partner_ik}` give both as [B, k]. A fixed point of `partner` keeps the whole weight. `side="keys"`: the keys are
+    the mixed ones (the transpose). For mixes on both sides see `slots`.
     """
     partner, weight = jnp.asarray(partner, jnp.int32), jnp.asarray(weight)
-    if partner.ndim != 1 or partner.shape != weight.shape:
-        raise InputError(f"partner and weight must both be [B], got {partner.shape} and {weight.shape}.")
-    own = jnp.arange(partner.shape[0], dtype=jnp.int32)
-    pairs = slots(jnp.stack([own, partner], 1), jnp.stack([weight, 1 - weight], 1))
+    if partner.shape != weight.shape or partner.ndim not in (1, 2):
+        raise InputError(f"partner and weight must both be [B] or [B, k], got {partner.shape} and {weight.shape}.")
+    pairs = Pairs(_mixed, (partner, weight)) if partner.ndim == 1 else slots(partner, weight)
     return pairs if side == "queries" else pairs.T
 
 

@@ -18,6 +18,8 @@ from mixcon.ops.accumulate import Accumulator, merge_all
 from mixcon.ops.reference import Reductions, Side, Tile, TileSize
 from mixcon.ops.streaming import Cotangent, Gradients, Grid
 
+Axis = str | tuple[str, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Local:
@@ -47,7 +49,7 @@ class Local:
 class Ring:
     """Keys travel around the axis."""
 
-    axis: str
+    axis: Axis
     tile_size: TileSize = None
 
     def forward(
@@ -101,15 +103,14 @@ class Ring:
         return Gradients(features, data, key_features, key_data, rest)
 
     def _pass_on(self, tree: Any) -> Any:
-        size = lax.axis_size(self.axis)
-        return lax.ppermute(tree, self.axis, [(i, (i - 1) % size) for i in range(size)])
+        return pass_on(tree, self.axis)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
     """Every device sees all keys at once: fewer, larger transfers, for batches small enough to be held whole."""
 
-    axis: str
+    axis: Axis
     tile_size: TileSize = None
 
     def forward(
@@ -146,6 +147,12 @@ class Gather:
     def _to_owners(self, x: jax.Array) -> jax.Array:
         parts = x.reshape(lax.axis_size(self.axis), -1)
         return lax.all_to_all(parts, self.axis, 0, 0)
+
+
+def pass_on(tree: Any, axis: Axis) -> Any:
+    """Everything to the device before this one; so what arrives comes from the one after it."""
+    size = lax.axis_size(axis)
+    return lax.ppermute(tree, axis, [(i, (i - 1) % size) for i in range(size)])
 
 
 def _split(reductions: Reductions) -> tuple[list[str], list[str]]:

@@ -1,14 +1,18 @@
 """The hardest keys of each query, without the matrix: forward only, for miners and synthetic negatives."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from mixcon.errors import InputError
-from mixcon.ops import checks
-from mixcon.ops.pairs import Block, Pairs
-from mixcon.ops.reference import Impl, similarity
+from mixcon.ops import streaming
+from mixcon.ops.accumulate import NOWHERE
+from mixcon.ops.pairs import Pairs
+from mixcon.ops.placement import place
+from mixcon.ops.reference import Impl, Side, TileSize, similarity
+from mixcon.ops.schedules import Gather, Local, Ring, grid, pass_on
 
 
 class TopK(NamedTuple):
@@ -25,7 +29,7 @@ def top_k(
     *,
     included: Pairs | None = None,
     impl: Impl = "auto",
-    tile_size: int | None = None,
+    tile_size: TileSize = None,
     axis_name: str | None = None,
 ) -> TopK:
     """The k keys with the highest q·k of each query, among the `included` pairs.
@@ -33,7 +37,7 @@ def top_k(
     No gradient flows: gather the keys with `indices` and multiply again where one is wanted.
 
     Args:
-      queries, keys: [B, D], [N, D]. k: at most N.
+      queries, keys: [B, D], [N, D]. k: at least 1.
       included: yes/no pairs, e.g. `pairs.not_self()` or `~pairs.same_label(y)`; default all.
       impl, tile_size, axis_name: see `pair_reduce`; under `axis_name` the indices are global positions.
 
@@ -43,14 +47,80 @@ def top_k(
     Example:
       >>> hardest = top_k(q, queue, 16).indices  # [B, 16]
     """
-    checks.features(queries, keys)
-    if not 1 <= k <= keys.shape[0]:
-        raise InputError(f"k must be between 1 and the number of keys {keys.shape[0]}, got {k}.")
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}.")
     queries, keys = lax.stop_gradient((queries, keys))
-    row = Block(jnp.arange(queries.shape[0], dtype=jnp.int32), () if included is None else included.rows)
-    col = Block(jnp.arange(keys.shape[0], dtype=jnp.int32), () if included is None else included.cols)
-    sim = similarity(queries, keys)
-    if included is not None:
-        sim = jnp.where(included.tile(row, col, included.shared), sim, -jnp.inf)
-    value, index = lax.top_k(sim, k)
-    return TopK(value, jnp.where(value == -jnp.inf, -1, index))
+    rows, cols, shared = ((), (), ()) if included is None else (included.rows, included.cols, included.shared)
+
+    def candidates(row: Side, col: Side, shared: Any) -> Array:
+        sim = similarity(row.features, col.features)
+        if included is not None:
+            sim = jnp.where(included.tile(row.block, col.block, shared), sim, -jnp.inf)
+        return sim
+
+    def dense(row: Side, col: Side, shared: Any) -> dict[str, Array]:
+        return _best(candidates(row, col, shared), jnp.broadcast_to(col.block.position, (_size(row), _size(col))), k)
+
+    def sweep(row: Side, col: Side, shared: Any, tile_size: TileSize, found: dict[str, Array]) -> dict[str, Array]:
+        cut = grid(row, col, tile_size)
+
+        def step(found: dict[str, Array], t: Array) -> tuple[dict[str, Array], None]:
+            at = streaming.window(cut, t, row.valid, col.valid)
+            q, c = streaming.take(row, at.row, cut.tile_rows), streaming.take(col, at.col, cut.tile_cols)
+            sim = candidates(q, c, shared)
+            if at.fresh_cols is not None:
+                sim = jnp.where(at.fresh_cols[None, :], sim, -jnp.inf)
+            best = _best(sim, jnp.broadcast_to(c.block.position, sim.shape), k)
+            before = streaming.take(found, at.row, cut.tile_rows)
+            after = _merge(before, best)
+            fresh_rows = at.fresh_rows
+            if fresh_rows is not None:
+                after = jax.tree.map(lambda a, b: jnp.where(fresh_rows[:, None], a, b), after, before)
+            return streaming.put(found, at.row, after), None
+
+        return lax.scan(step, found, jnp.arange(cut.steps, dtype=jnp.int32))[0]
+
+    def streamed(schedule: Local | Ring | Gather, row: Side, col: Side, shared: Any) -> dict[str, Array]:
+        dtype = jnp.promote_types(row.features.dtype, jnp.float32)
+        found = {
+            "similarity": jnp.full((_size(row), k), -jnp.inf, dtype),
+            "indices": jnp.full((_size(row), k), NOWHERE, jnp.int32),
+        }
+        found = streaming.vary(found, like=(row, col))
+        if isinstance(schedule, Local):
+            return sweep(row, col, shared, schedule.tile_size, found)
+
+        def turn(carry: Any, _: None) -> tuple[Any, None]:
+            col, found = carry
+            return (pass_on(col, schedule.axis), sweep(row, col, shared, schedule.tile_size, found)), None
+
+        return lax.scan(turn, (col, found), length=lax.axis_size(schedule.axis))[0][1]
+
+    per: Any = {"similarity": "row", "indices": "row"}
+    out = place(
+        dense, streamed, per, queries, keys, rows, cols, shared, impl=impl, tile_size=tile_size, axis_name=axis_name
+    )
+    return TopK(out["similarity"], jnp.where(out["similarity"] == -jnp.inf, -1, out["indices"]))
+
+
+def _best(sim: Array, position: Array, k: int) -> dict[str, Array]:
+    """The best k of a tile [R, C], filled up with nothing if it has fewer columns."""
+    value, where = lax.top_k(sim, min(k, sim.shape[1]))
+    index = jnp.take_along_axis(position, where, axis=1)
+    fill = [(0, 0), (0, k - value.shape[1])]
+    return {
+        "similarity": jnp.pad(value, fill, constant_values=-jnp.inf),
+        "indices": jnp.pad(index, fill, constant_values=NOWHERE),
+    }
+
+
+def _merge(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    """The best k of two lists; equal similarities by index, whatever the order in which blocks arrive."""
+    k = a["indices"].shape[1]
+    value, index = (jnp.concatenate([a[name], b[name]], axis=1) for name in ("similarity", "indices"))
+    down, index = lax.sort((-value, index), dimension=1, num_keys=2)
+    return {"similarity": -down[:, :k], "indices": index[:, :k]}
+
+
+def _size(side: Side) -> int:
+    return side.block.position.shape[0]
