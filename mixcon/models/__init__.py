@@ -4,6 +4,8 @@ from mixcon.models.build import build
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head
+from mixcon.models.modified_resnet import modified_resnet
+from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
 
@@ -19,7 +21,9 @@ __all__ = [
     "l2_normalize",
     "map_with_path",
     "mlp_head",
+    "modified_resnet",
     "path_names",
+    "resnet",
     "sincos_2d",
     "text_transformer",
     "unflatten",

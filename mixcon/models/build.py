@@ -8,11 +8,15 @@ from typing import Any
 from mixcon.errors import InputError
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Make
+from mixcon.models.modified_resnet import modified_resnet
+from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import vit
 
 MODELS: dict[str, Callable[..., Make]] = {
     "vit": vit,
+    "resnet": resnet,
+    "modified_resnet": modified_resnet,
     "text_transformer": text_transformer,
     "dual_encoder": dual_encoder,
 }

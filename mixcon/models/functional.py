@@ -116,6 +116,27 @@ def scan_stack(stacked: nnx.Module, step: Callable[..., Array], x: Array, *per_l
     return jax.lax.scan(body, x, (state, *per_layer))[0]
 
 
+def remat(step: Callable[..., Any], policy: Callable[..., bool] | None = None) -> Callable[..., Any]:
+    """`step(module, *inputs)` that recomputes its inside in the backward pass; `policy` says what is kept after all.
+
+    Batch statistics that the step updates come out of the recomputed region like any other output.
+    """
+
+    def run(module: nnx.Module, *inputs: Any) -> Any:
+        graphdef, params, extra = _split(module)
+
+        def pure(params: Any, extra: Any, *inputs: Any) -> Any:
+            inner = nnx.merge(graphdef, params, extra)
+            outputs = step(inner, *inputs)
+            return outputs, _split(inner)[2]
+
+        outputs, extra = jax.checkpoint(pure, policy=policy)(params, extra, *inputs)
+        nnx.update(module, extra)
+        return outputs
+
+    return run
+
+
 def path_names(tree: Any) -> list[str]:
     """The slash-joined path of every leaf, in `jax.tree.leaves` order.
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from mixcon.errors import InputError
-from mixcon.models.functional import scan_stack, stack
+from mixcon.models.functional import remat, scan_stack, stack
 
 FLOAT32 = np.dtype("float32")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -240,11 +240,10 @@ def run_blocks(
     keys = None if key is None else jax.random.split(key, config.depth)
 
     def step(block: Block, x: Array, layer_key: Array | None, rate: Array) -> Array:
-        run: Callable[..., Array] = functools.partial(block, causal=causal, train=train)
-        if config.remat:
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[config.remat])
-        return run(x, mask, key=layer_key, drop_rate=rate)
+        return block(x, mask, causal=causal, train=train, key=layer_key, drop_rate=rate)
 
+    if config.remat:
+        step = remat(step, REMAT_POLICIES[config.remat])
     if config.scan_layers:
         return scan_stack(blocks, step, x, keys, jnp.asarray(rates))
     for i, block in enumerate(blocks):
