@@ -1,0 +1,189 @@
+"""Text to token ids: a byte-level BPE trained on the data at first use, or any `tokenizer.json`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from mixcon.errors import InputError
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+# How widely used tokenizer.json files call the three; the first that exists is taken.
+_KNOWN = {
+    "pad": (PAD, "<|pad|>", "[PAD]"),
+    "bos": (BOS, "<|startoftext|>", "<s>", "[CLS]"),
+    "eos": (EOS, "<|endoftext|>", "</s>", "[SEP]"),
+}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and the ids that models need to know.
+
+    `bos_id` is None when there is none. Where `pad_id == eos_id` (files without a padding token), the text ends at the
+    *first* `eos_id`.
+    """
+
+    core: hf.Tokenizer
+    pad_id: int
+    bos_id: int | None
+    eos_id: int
+    vocab_size: int
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """`[bos] tokens eos pad ...`; a long text loses its last tokens, never its eos.
+
+        Args:
+            texts: B strings.
+            length: T, number of positions.
+
+        Returns:
+            int32 [B, T].
+
+        Raises:
+            InputError: no room for bos, one token and eos.
+
+        Example:
+            >>> tokenizer = train(["red heart", "blue heart"] * 4, vocab_size=300)
+            >>> tokenizer.encode(["red heart"], 8).shape
+            (1, 8)
+        """
+        head = [] if self.bos_id is None else [self.bos_id]
+        room = length - len(head) - 1
+        if room < 1:
+            raise InputError(
+                f"length={length} leaves no room for a token beside bos and eos; it must be >= {len(head) + 2}."
+            )
+        tokens_BT = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, encoding in zip(tokens_BT, self.core.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            ids = [*head, *encoding.ids[:room], self.eos_id]
+            row[: len(ids)] = ids
+        return tokens_BT
+
+    def decode(self, tokens_BT: np.ndarray) -> list[str]:
+        """The texts again, special tokens left out.
+
+        Example:
+            >>> tokenizer = train(["red heart"], vocab_size=300)
+            >>> tokenizer.decode(tokenizer.encode(["red heart"], 16))
+            ['red heart']
+        """
+        ends = [int(np.argmax(row == self.eos_id)) if (row == self.eos_id).any() else len(row) for row in tokens_BT]
+        special = {self.pad_id, self.bos_id}
+        kept = [[int(i) for i in row[:end] if int(i) not in special] for row, end in zip(tokens_BT, ends, strict=True)]
+        return self.core.decode_batch(kept, skip_special_tokens=False)
+
+    def save(self, path: str | Path) -> None:
+        """Writes `tokenizer.json`, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")  # processes may train at the same time: same content
+        partial.write_text(self.core.to_str(pretty=True), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def train(texts: Iterable[str], *, vocab_size: int = 4096, lowercase: bool = True) -> Tokenizer:
+    """Byte-level BPE: any string in any script can be encoded, nothing is ever unknown. Deterministic.
+
+    Args:
+        texts: the training split.
+        vocab_size: upper bound, at least 259 (256 bytes and pad, bos, eos).
+        lowercase: fold case (as CLIP does).
+
+    Returns:
+        A `Tokenizer` with pad 0, bos 1, eos 2.
+
+    Raises:
+        InputError: `vocab_size` below 259.
+
+    Example:
+        >>> train(["grinning face"], vocab_size=300).eos_id
+        2
+
+    Reference:
+        Radford et al., Language Models are Unsupervised Multitask Learners, 2019, section 2.2.
+    """
+    if vocab_size < 259:
+        raise InputError(f"vocab_size={vocab_size} must be at least 259: 256 bytes and pad, bos, eos.")
+    core = hf.Tokenizer(models.BPE())
+    core.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return _with_ids(core, "the trained tokenizer", pad=PAD, bos=BOS, eos=EOS)
+
+
+def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eos: str | None = None) -> Tokenizer:
+    """Any `tokenizer.json` of the `tokenizers` library.
+
+    Args:
+        path: the file.
+        pad, bos, eos: the special tokens, where they are not among the widely used names.
+
+    Raises:
+        InputError: no such file, not a tokenizer, or no end-of-text token.
+    """
+    if not Path(path).is_file():
+        raise InputError(
+            f"tokenizer: there is no file {path}. Give the path of a tokenizer.json, or leave it out to train one."
+        )
+    try:
+        core = hf.Tokenizer.from_file(str(path))
+    except Exception as reason:  # the library raises plain Exception
+        raise InputError(f"tokenizer: {path} is not a tokenizer.json of the `tokenizers` library ({reason}).") from None
+    core.no_padding()
+    core.no_truncation()
+    return _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
+
+
+def load_or_train(path: str | Path, texts: Callable[[], Iterable[str]], *, vocab_size: int = 4096) -> Tokenizer:
+    """The tokenizer saved at `path` (a run's `tokenizer.json`); trained on `texts()` and saved there the first time."""
+    if Path(path).exists():
+        return load(path)
+    tokenizer = train(texts(), vocab_size=vocab_size)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: Tokenizer, length: int, *, field: str = "text", out: str = "tokens"
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A pipeline transform: `batch[out] = tokenizer.encode(batch[field], length)`.
+
+    Example:
+        >>> transform = tokenize(train(["red heart"], vocab_size=300), 16)
+        >>> transform({"text": ["red heart"]})["tokens"].shape
+        (1, 16)
+    """
+
+    def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {out: tokenizer.encode(batch[field], length)}
+
+    return transform
+
+
+def _with_ids(core: hf.Tokenizer, where: str, *, pad: str | None, bos: str | None, eos: str | None) -> Tokenizer:
+    ids: dict[str, int | None] = {}
+    for role, given in (("pad", pad), ("bos", bos), ("eos", eos)):
+        found = [core.token_to_id(name) for name in ((given,) if given else _KNOWN[role])]
+        ids[role] = next((i for i in found if i is not None), None)
+        if given and ids[role] is None:
+            raise InputError(f"tokenizer: {where} has no token {given!r} ({role}).")
+    if ids["eos"] is None:
+        raise InputError(f"tokenizer: {where} has none of the end-of-text tokens {_KNOWN['eos']}; name it with eos=.")
+    pad_id = ids["eos"] if ids["pad"] is None else ids["pad"]
+    return Tokenizer(core, pad_id=pad_id, bos_id=ids["bos"], eos_id=ids["eos"], vocab_size=core.get_vocab_size())
