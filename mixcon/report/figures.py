@@ -81,14 +81,16 @@ def _cell(ax: Axes, arrays: Arrays, side: str, index: tuple, box: tuple, size: f
         outline = (x0 - 0.02, y0 - 0.02, edge + 0.04, edge + 0.04)
     else:
         outline = (x + 0.03, y + 0.05, wide - 0.06, high - 0.1)
-        letters = int((wide - 0.2) * 72 / (0.56 * size))
-        lines = textwrap.wrap(_cut(arrays[f"{side}_texts"][index], 3 * letters), letters)[:2] or [""]
+        strong = side == "query" or bool(frame)
+        letters = int((wide - 0.3) * 72 / ((0.66 if strong else 0.58) * size))
+        text = _cut(arrays[f"{side}_texts"][index], 3 * letters)
+        lines = textwrap.wrap(text, letters, max_lines=2, placeholder=" …") or [""]
         color = style.GOOD if frame else style.INK if side != "result" else style.MUTED
         ax.text(x + 0.12, y + high / 2, "\n".join(lines), va="center", fontsize=size, color=color, zorder=3,
-                fontweight="bold" if side == "query" or frame else "normal", linespacing=1.15)
+                fontweight="bold" if strong else "normal", linespacing=1.15)
     if frame or (side == "result" and f"{side}_images" in arrays):
         patch = FancyBboxPatch(outline[:2], *outline[2:], boxstyle="round,pad=0,rounding_size=0.07", fill=False,
-                               edgecolor=frame or style.GRID, linewidth=2.6 if frame else 0.8, zorder=4)
+                               edgecolor=frame or style.GRID, linewidth=2.2 if frame else 0.8, zorder=4)
         ax.add_patch(patch)
 
 
@@ -132,7 +134,8 @@ def embedding_map(arrays: Arrays) -> Figure:
     color_of = {int(c): style.SERIES[i] for i, c in enumerate(commonest)}
     colors = [color_of.get(int(c), style.MUTED) for c in labels]
     points = np.concatenate([image, text])
-    span = np.maximum(np.ptp(points, axis=0), 1e-9)
+    span = np.ptp(points, axis=0)
+    span = np.where(span > 0, span, 1)
     size = float(np.clip(2600 / len(image), 6, 36))
     with style.styled():
         fig = style.figure(*MAP)
@@ -255,7 +258,7 @@ def headline(found: Sequence[Headline]) -> Figure:
             value, chance = max(row.value, low / 1.6), max(row.chance, low / 1.6)
             ax.plot([chance, value], [y, y], color=style.SERIES[0], linewidth=2.4)
             ax.plot(chance, y, "o", color=style.PAPER, markeredgecolor=style.MUTED, markersize=6, markeredgewidth=1.4)
-            ax.plot(value, y, "o", color=style.SERIES[0], markersize=7)
+            ax.plot(value, y, "o", color=style.SERIES[0], markersize=7, clip_on=False)
             ax.text(-0.02, y, pretty(row.key.rsplit("/", 1)[-1]), transform=ax.get_yaxis_transform(), ha="right",
                     va="center", color=style.MUTED)
             ax.text(1.03, y, percent(row.value), transform=ax.get_yaxis_transform(), va="center", fontweight="bold")
@@ -266,6 +269,7 @@ def headline(found: Sequence[Headline]) -> Figure:
         ax.grid(False, axis="y")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
         ax.xaxis.minorticks_off()
+        ax.set_xlabel("open: chance     filled: measured", loc="right")
     return fig
 
 
@@ -278,21 +282,22 @@ def spent(goodput: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 
 def goodput(seconds: Mapping[str, float]) -> Figure:
-    """One bar of the wall time, labelled above and below in turn."""
+    """One bar of the wall time with its key below."""
     parts = spent(seconds)
     with style.styled():
-        fig = style.figure(8.2, 1.25)
-        ax = fig.add_subplot()
+        fig = style.figure(9.2, 1.2, fitted=False)
+        ax = fig.add_axes((0.015, 0.02, 0.97, 0.96))
         style.bare(ax)
-        ax.set(xlim=(0, 1), ylim=(-1.05, 1))
-        start, free = 0.0, 0.0
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        start = 0.0
         for i, (name, length, share) in enumerate(parts):
-            color = style.SERIES[i % len(style.SERIES)]
-            ax.barh(0.45, share, left=start, height=0.7, color=color, edgecolor=style.PAPER, linewidth=1.5)
-            at = max(start, free)
-            text = f"{name}\n{percent(share)} · {duration(length)}"
-            ax.text(at, -0.1, text, color=color, fontsize=8.5, va="top", linespacing=1.3, fontweight="bold")
-            start, free = start + share, at + 0.0108 * max(map(len, text.split("\n"))) + 0.012
+            color, at = style.SERIES[i % len(style.SERIES)], i / len(parts)
+            ax.barh(0.78, share, left=start, height=0.34, color=color, edgecolor=style.PAPER, linewidth=1.5)
+            ax.add_patch(Rectangle((at, 0.38), 0.012, 0.1, color=color))
+            ax.text(at + 0.018, 0.43, name, fontsize=9, va="center", fontweight="bold")
+            ax.text(at + 0.018, 0.23, f"{percent(share)} · {duration(length)}", fontsize=8.5, va="center",
+                    color=style.MUTED)
+            start += share
     return fig
 
 

@@ -246,7 +246,8 @@ def natural(key: str) -> list[tuple[int, str]]:
 
 def provenance(run: Run) -> str:
     """Last values, config, versions: folded, for those who ask."""
-    last = [[k, number(s.last), f"{int(s.steps[-1]):,}"] for k, s in sorted(run.series.items(), key=lambda item: natural(item[0]))]
+    series = sorted(run.series.items(), key=lambda item: natural(item[0]))
+    last = [[k, number(s.last), f"{int(s.steps[-1]):,}"] for k, s in series]
     info = {k: v for k, v in run.info.items() if k not in ("config", "started", "finished")}
     parts = [
         ("All metrics, last value", table(["metric", "value", "step"], last, keys=True) if last else ""),

@@ -207,8 +207,10 @@ def pretty(name: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Two or three significant digits: 0.4 %, 4.2 %, 42 %."""
+    """Two or three significant digits: 0.42 %, 4.2 %, 42.0 %."""
     value = 100 * share
+    if 0 < abs(value) < 0.01:
+        return f"{value:.0e} %".replace("e-0", "e-")
     return f"{value:.0f} %" if value >= 99.95 or value == 0 else f"{value:.{1 if value >= 1 else 2}f} %"
 
 

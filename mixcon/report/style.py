@@ -7,6 +7,7 @@ a CSS variable and text is text in the page's own font, so that one drawing serv
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ def _fonts() -> list[str]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's settings for all pictures, undone on leaving."""
+    """matplotlib's settings for all pictures, undone on leaving.
+
+    Characters that no installed font has become boxes, in PNG only, and without a warning for each: the page has them.
+    """
     settings: Any = {
         "font.family": _fonts(),
         "font.size": 9,
@@ -82,7 +86,8 @@ def styled() -> Iterator[None]:
         "svg.fonttype": "none",
         "text.parse_math": False,  # a caption's dollar signs are dollar signs
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
@@ -91,7 +96,10 @@ def figure(width: float, height: float, *, fitted: bool = True) -> Figure:
 
     `fitted` lets matplotlib make room for labels, which takes half the drawing time; without it the caller places axes.
     """
-    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
+    fig = Figure(figsize=(width, height), layout="constrained" if fitted else None)
+    if fitted:
+        fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    return fig
 
 
 def bare(ax: Axes) -> None:

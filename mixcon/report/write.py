@@ -94,7 +94,7 @@ def summary_lines(workdir: str | Path) -> list[str]:
       >>> line = '{"step": 9, "eval/test/R@1": 0.5, "eval/test/R@1/chance": 0.01}'
       >>> _ = (folder / "metrics.jsonl").write_text(line)
       >>> summary_lines(folder)[0]
-      'test    R@1   50.0 %  =    50x chance (1.0 %)'
+      'test    R@1   50.0 %  =   50x chance (1.0 %)'
     """
     run = load_run(workdir)
     groups: dict[str, list[Headline]] = {}
