@@ -8,6 +8,7 @@ a function and whose other entries are its keyword arguments; `call` imports, ch
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -124,16 +125,25 @@ def check_arguments(function: Callable, name: str, arguments: Iterable[str]) -> 
             raise InputError(f"{name} takes no argument {argument!r}; {nearest(argument, parameters)}")
 
 
-def call(piece: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the function that `piece["name"]` refers to with the piece's other entries as keywords.
+def partial(piece: Mapping[str, Any]) -> Callable:
+    """The function that `piece["name"]` refers to, with the piece's other entries as keywords.
 
     Example:
-      >>> call({"name": "optax.adamw", "learning_rate": 1e-3})
+      >>> blur = partial({"name": "mixcon.data.augment.gaussian_blur", "p": 0.5})
     """
     function = resolve(piece["name"])
     configured = {key: plain(value) for key, value in piece.items() if key != "name"}
     check_arguments(function, piece["name"], configured)
-    return function(*args, **configured, **kwargs)
+    return functools.partial(function, **configured)
+
+
+def call(piece: Mapping[str, Any], *args: Any) -> Any:
+    """`partial(piece)`, called.
+
+    Example:
+      >>> call({"name": "optax.adamw", "learning_rate": 1e-3})
+    """
+    return partial(piece)(*args)
 
 
 def plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
         raise InputError(f"{workdir} is not the folder of a run: it has no config.json") from error
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
-        experiment = loop.build(config)
+        experiment = loop.build(config, workdir)
         shapes, places = loop.state_layout(experiment, config, mesh)
         restored = Checkpoints(workdir, read_only=True).restore(loop.with_sharding(shapes, places), step=step)
         if restored is None:

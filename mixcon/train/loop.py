@@ -37,9 +37,9 @@ class Pending(NamedTuple):
     skipped: int  # records that the data path had to replace
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
-    """The experiment that a config names."""
-    return configs.resolve(f"{config.experiment}.build")(config)
+def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
+    """The experiment that a config names; it may keep files of its own, such as a tokenizer, in the workdir."""
+    return configs.resolve(f"{config.experiment}.build")(config, workdir)
 
 
 def train(
@@ -74,7 +74,7 @@ def train(
         text = configs.to_json(config)
         record = provenance(text)
         with goodput.measure("startup"):
-            experiment = build(config)
+            experiment = build(config, workdir)
             iterator = experiment.batches()
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
         with goodput.measure("checkpoint"):
@@ -191,7 +191,7 @@ class Run:
         ran_inline = metrics["loss"].is_ready()
         if was_busy or ran_inline:
             self.goodput.seconds["step"] += self.goodput.clock() - before
-        self.pending.append(Pending(number, metrics, int(batch.get("skipped", 0))))
+        self.pending.append(Pending(number, metrics, int(np.sum(batch.get("skipped", 0)))))
         return state
 
     def settle(self, state: TrainState) -> None:

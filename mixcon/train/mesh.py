@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mixcon.errors import InputError
+from mixcon.models.functional import map_with_path
 from mixcon.train.state import PyTree
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -35,14 +36,6 @@ def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] |
     if data < 1 or model < 1 or data * model != count:
         raise InputError(f"mesh data={data} × model={model} does not cover the {count} devices that there are; use data=-1")
     return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices)
-
-
-def path_names(tree: PyTree) -> PyTree:
-    """The same tree with every leaf replaced by its path, e.g. `image/blocks/0/mlp/kernel`."""
-    def name(path: tuple, _: object) -> str:
-        return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-
-    return jax.tree_util.tree_map_with_path(name, tree)
 
 
 def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False) -> PyTree:
@@ -74,7 +67,7 @@ def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False
                 axes[max(free, key=lambda d: leaf.shape[d])] = "data"
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree.map(place, path_names(tree), tree)
+    return map_with_path(place, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

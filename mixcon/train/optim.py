@@ -12,7 +12,7 @@ import optax.contrib
 
 from mixcon import config as configs
 from mixcon.errors import InputError
-from mixcon.train.mesh import path_names
+from mixcon.models.functional import map_with_path, path_names
 from mixcon.train.state import PyTree
 
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
@@ -89,7 +89,7 @@ def optimizer(
     """
     make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
     if not callable(make):
-        known = [n for n in (*optax.__all__, *dir(optax.contrib)) if n.islower()] if hasattr(optax, "__all__") else dir(optax)
+        known = [n for n in (*dir(optax), *dir(optax.contrib)) if not n.startswith("_")]
         raise InputError(f"unknown optimiser {name!r}; {configs.nearest(name, known)}")
     configs.check_arguments(make, f"optimiser {name}", arguments)
 
@@ -114,7 +114,7 @@ def scale_rate(rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSch
 def label_by_path(params: PyTree, regexes: Sequence[str]) -> PyTree:
     """For every parameter the first regex found in its path, else "default"."""
     names = path_names(params)
-    unused = [r for r in regexes if not any(re.search(r, n) for n in jax.tree.leaves(names))]
+    unused = [r for r in regexes if not any(re.search(r, n) for n in names)]
     if unused:
-        raise InputError(f"optimiser override {unused[0]!r} matches no parameter path; paths are e.g. {jax.tree.leaves(names)[:5]}")
-    return jax.tree.map(lambda n: next((r for r in regexes if re.search(r, n)), "default"), names)
+        raise InputError(f"optimiser override {unused[0]!r} matches no parameter path; paths are e.g. {names[:5]}")
+    return map_with_path(lambda name, _: next((r for r in regexes if re.search(r, name)), "default"), params)

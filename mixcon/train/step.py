@@ -49,12 +49,12 @@ def make_step(
         alive = state.health.halted_at < 0
         bad = ~finite & alive
         if nonfinite == "skip":
-            health = Health(state.health.skipped + bad, state.health.halted_at)
+            health = Health(state.health.skipped + bad.astype(jnp.int32), state.health.halted_at)
         else:
             health = Health(state.health.skipped, jnp.where(bad, state.step, state.health.halted_at))
         moved = TrainState(state.step + 1, params, outcome.extra, opt_state, outcome.objective, ema, health)
         # A skipped step still counts as a step: the data and the random streams move on.
-        still = state._replace(step=state.step + (nonfinite == "skip"), health=health)
+        still = state._replace(step=state.step + int(nonfinite == "skip"), health=health)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite & alive, new, old), moved, still)
         metrics = {"loss": outcome.loss, "grad_norm": grad_norm, **outcome.metrics, "halted_at": health.halted_at}
         return new_state, metrics

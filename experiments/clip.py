@@ -1,0 +1,150 @@
+"""A dual encoder trained by contrast of matching pairs: CLIP, SigLIP and whatever else scores a batch of pairs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mixcon import config as configs
+from mixcon import data, models
+from mixcon.evals import image_text
+from mixcon.evals.embed import embed
+from mixcon.train import optim
+from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
+from mixcon.train.step import make_step
+
+EVAL_BATCH = 256
+
+
+def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
+    """Towers, loss, data and evaluations as the config names them."""
+    source = configs.call(config.data.train)
+    tokenizer = prepare_tokenizer(config, workdir, source)
+    captions = data.tokenizer.tokenize(tokenizer, config.model.text.context_length)
+    words = data.tokenizer.tokenize(tokenizer, config.model.text.context_length, field="keywords", out="keyword_tokens")
+    model = models.functional(models.build(with_vocabulary(config.model, tokenizer)))
+    augment = data.augment.compose(*map(configs.partial, config.augment))
+    score = configs.partial(config.objective)
+
+    def pixels(images: jax.Array) -> jax.Array:
+        return data.augment.normalize(images, config.image_mean, config.image_std)
+
+    def init(key: jax.Array) -> tuple[dict, dict, dict]:
+        params, extra = model.init(key)
+        return (models.load_pretrained(config.init_from, params) if config.init_from else params), extra, {}
+
+    def prepare(batch: Batch, *, key: jax.Array) -> Batch:
+        image_key, text_key = jax.random.split(key)
+        image = pixels(augment(image_key, data.augment.to_float(batch["image"])))
+        tokens = batch["tokens"]
+        if "keyword_tokens" in batch:
+            swap = jax.random.bernoulli(text_key, config.keyword_share, (len(tokens), 1))
+            tokens = jnp.where(swap, batch["keyword_tokens"], tokens)
+        return {"image": image, "tokens": tokens}
+
+    def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[dict, dict]:
+        out, extra = model.apply(params, extra, batch["image"], batch["tokens"], key=key, train=train)
+        return {"image": out["image"], "text": out["text"]}, extra
+
+    def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array) -> tuple:
+        (scale, bias), _ = model.apply(params, {}, method=lambda module, **_: module.logit_scale())
+        loss, aux = score(reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, has_aux=True)
+        return loss, aux | {"logit_scale": scale}, state
+
+    def averaged(state: TrainState) -> dict:
+        return state.ema if config.ema else state.params
+
+    def embed_pairs(state: TrainState, pairs: data.Source) -> dict[str, np.ndarray]:
+        def features(batch: Batch) -> dict[str, jax.Array]:
+            ready = {"image": pixels(data.augment.to_float(batch["image"])), "tokens": batch["tokens"]}
+            return encode(averaged(state), state.extra, ready, key=None, train=False)[0]
+
+        return embed(features, data.eval_batches(pairs, batch_size=EVAL_BATCH, transform=captions, **share()))
+
+    def embed_texts(state: TrainState, texts: Sequence[str]) -> np.ndarray:
+        tokens = tokenizer.encode(texts, config.model.text.context_length)
+        encoder = jax.jit(lambda params, tokens: model.apply(params, state.extra, tokens, method="encode_text")[0])
+        return np.asarray(jax.device_get(encoder(averaged(state), tokens)))
+
+    rate = optim.schedule(steps=config.steps, **config.schedule)
+    optimizer = optim.optimizer(learning_rate=rate, **configs.plain(config.optimizer))
+    step = make_step(
+        configs.call(config.gradient, Task(prepare, encode, objective)),
+        optimizer,
+        seed=config.seed,
+        constrain=lambda params: models.clamp_logit_scale(params, high=config.max_logit_scale),
+        ema_decay=config.ema or None,
+        nonfinite=config.nonfinite,
+    )
+    return Experiment(
+        init=init,
+        optimizer=optimizer,
+        step=step,
+        batches=lambda: data.train_iterator(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            transform=(lambda batch: words(captions(batch))) if config.keyword_share else captions,
+            max_bad_share=config.data.max_bad_share,
+            num_threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            **share(),
+        ),
+        evals=evaluators(config, embed_pairs, embed_texts),
+        steps_per_epoch=len(source) / config.batch_size,
+    )
+
+
+def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: data.Source) -> data.Tokenizer:
+    """The tokenizer that the config names, or one trained on the captions and kept in the workdir."""
+    if config.tokenizer.path:
+        return data.tokenizer.load(config.tokenizer.path)
+    texts = lambda: (source[i]["text"] for i in range(len(source)))  # noqa: E731
+    return data.tokenizer.load_or_train(workdir / "tokenizer.json", texts, vocab_size=config.tokenizer.vocab_size)
+
+
+def with_vocabulary(model: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> dict:
+    """The model's description with what only the tokenizer knows."""
+    spec = configs.plain(model)
+    ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    return spec | {"text": spec["text"] | ids}
+
+
+def share() -> dict[str, int]:
+    """Which slice of each batch this process reads."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_texts: Callable) -> dict[str, Evaluator]:
+    """One for each held-out set: retrieval, and the zero-shot tasks, probes and maps that the config puts on it."""
+
+    def evaluator(name: str, piece: Mapping) -> Evaluator:
+        held_out = configs.call(piece)
+
+        def evaluate(state: TrainState) -> image_text.Yielded:
+            found = embed_pairs(state, held_out)
+            image, text, records = found["image"], found["text"], [held_out[i] for i in found["index"]]
+            yield from image_text.retrieval_report(image, text, records, name=name)
+            for task in (t for t in config.zero_shot if t["on"] == name):
+                names, prompts = zip(*task["prompts"], strict=True)
+                vectors = embed_texts(state, [p for ps in prompts for p in ps]).reshape(len(names), len(prompts[0]), -1)
+                labels = [record[task["label"]] for record in records]
+                found_here = image_text.zero_shot_report(image, vectors, labels, names, name=task["label"])
+                yield from ((f"zero_shot_{task['label']}/{key}", value) for key, value in found_here)
+            for task in (t for t in config.probes if t["on"] == name):
+                known = configs.call(task["train"])
+                features, label = embed_pairs(state, known), task["label"]
+                known_labels = [known[i][label] for i in features["index"]]
+                labels = [record[label] for record in records]
+                found_here = image_text.probe_report(image, labels, features["image"], known_labels)
+                yield from ((f"{label}/{key}", value) for key, value in found_here)
+                yield from image_text.map_report(image, text, records, label=label, name=name)
+
+        return evaluate
+
+    return {name: evaluator(name, piece) for name, piece in config.data.evals.items()}

@@ -1,0 +1,76 @@
+"""Optimisers by name, schedules by formula, overrides by path."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mixcon.errors import InputError
+from mixcon.train.optim import optimizer, schedule
+
+PARAMS = {"image": {"proj": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}, "logit_scale": {"log": jnp.ones(())}}
+GRADS = jax.tree.map(lambda p: jnp.full_like(p, 0.5), PARAMS)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "sgd", "adafactor", "muon", "lion", "adam"])
+def test_named_optimisers_update_every_parameter(name):
+    tx = optimizer(name=name, learning_rate=schedule(peak=0.1, steps=10))
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert all(np.all(np.asarray(u) < 0) for u in jax.tree.leaves(updates))
+
+
+def test_schedule_follows_the_formula():
+    rate = schedule(peak=2.0, steps=100, warmup_steps=10, decay="cosine")
+    assert float(rate(0)) == pytest.approx(0.2)
+    assert float(rate(9)) == pytest.approx(2.0)
+    for t in (10, 37, 99):
+        assert float(rate(t)) == pytest.approx(1 + math.cos(math.pi * (t - 10) / 90), rel=1e-4)
+    linear = schedule(peak=1.0, steps=20, decay="linear", end=0.5)
+    assert float(linear(10)) == pytest.approx(0.75)
+    rsqrt = schedule(peak=1.0, steps=500, warmup_steps=4, decay="rsqrt")
+    assert float(rsqrt(16)) == pytest.approx(0.5)
+
+
+def test_overrides_follow_the_first_regex_found():
+    overrides = ((r"bias$|logit_scale", {"weight_decay": 0.0}), (r"kernel$", {"lr_scale": 0.1}))
+    tx = optimizer(name="adamw", learning_rate=1.0, weight_decay=0.5, overrides=overrides)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["image"]["proj"]["kernel"], -0.05)
+    np.testing.assert_allclose(updates["image"]["proj"]["bias"], 0.0)
+    np.testing.assert_allclose(updates["logit_scale"]["log"], 0.0)
+
+
+def test_freezing_stops_a_parameter():
+    tx = optimizer(name="sgd", learning_rate=1.0, overrides=((r"^image", {"freeze": True}),))
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert not np.any(updates["image"]["proj"]["kernel"])
+    np.testing.assert_allclose(updates["logit_scale"]["log"], -0.5)
+
+
+def test_clipping_bounds_the_global_norm():
+    tx = optimizer(name="sgd", learning_rate=1.0, clip_norm=0.1)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert float(optax.global_norm(updates)) == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "adamv"}, "did you mean.*adam"),
+        ({"name": "adamw", "weight_dekay": 0.1}, "did you mean weight_decay"),
+        ({"name": "adamw", "overrides": (("nothing", {}),)}, "matches no parameter path"),
+    ],
+)
+def test_misspelt_optimisers_are_refused_with_the_nearest_name(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        optimizer(learning_rate=0.1, **kwargs).init(PARAMS)
+
+
+def test_impossible_schedules_are_refused():
+    with pytest.raises(InputError, match="did you mean cosine"):
+        schedule(peak=1.0, steps=10, decay="cosin")
+    with pytest.raises(InputError, match="warmup_steps=11"):
+        schedule(peak=1.0, steps=10, warmup_steps=11)
