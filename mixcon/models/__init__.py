@@ -5,6 +5,7 @@ from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head
 from mixcon.models.modified_resnet import modified_resnet
+from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
@@ -12,6 +13,7 @@ from mixcon.models.vit import sincos_2d, vit
 __all__ = [
     "LogitScale",
     "Model",
+    "Pretrained",
     "build",
     "clamp_logit_scale",
     "count",
@@ -19,12 +21,14 @@ __all__ = [
     "flatten",
     "functional",
     "l2_normalize",
+    "load_clip",
     "map_with_path",
     "mlp_head",
     "modified_resnet",
     "path_names",
     "resnet",
     "sincos_2d",
+    "stack_blocks",
     "text_transformer",
     "unflatten",
     "vit",

@@ -24,7 +24,10 @@ SIZES: dict[str, tuple[tuple[int, ...], int, int, int]] = {  # layers, width, im
 
 
 def _halve(x: Array) -> Array:
-    return nnx.avg_pool(x, (2, 2), strides=(2, 2))
+    """2x2 average pooling; an odd last row or column is dropped."""
+    batch, height, width, channels = x.shape
+    even = x[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 class ModifiedBottleneck(nnx.Module):
