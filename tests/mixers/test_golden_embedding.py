@@ -69,10 +69,7 @@ def test_cmixup_sampling_rates_and_mixing(golden, close):
         return y if n == 3 else jnp.where(y > 0, y, 0.1 * y)
 
     def predict(level, x1, x2):
-        if level == "input":
-            h = layer(mix(plan, x1, x2), 1)
-        else:
-            h = mix(plan, layer(x1, 1), layer(x2, 1))
+        h = layer(mix(plan, x1, x2), 1) if level == "input" else mix(plan, layer(x1, 1), layer(x2, 1))
         return layer(layer(h, 2), 3)
 
     for level in ("input", "manifold"):
