@@ -38,8 +38,9 @@ class Panel(NamedTuple):
 def panels(run: Run) -> list[Panel]:
     """The panels of a run: train first, then eval, then the rest; the loss before all, shares before other numbers.
 
-    Metrics of one path whose names differ in a number only share a panel (R@1, R@5); so do those of one name in
-    sibling paths (both directions of retrieval). What has one point, or one value throughout, has no curve to show.
+    Metrics of one path share a panel when their names differ in a number only (R@1, R@5) or, in an evaluation, when
+    they end in the same word (pair_cosine, centroid_cosine); metrics of one name share one across sibling paths (both
+    directions of retrieval). What has one point, or one value throughout, has no curve to show.
     """
     families: dict[tuple[str, str], list[str]] = {}
     for key, series in run.series.items():
@@ -47,21 +48,27 @@ def panels(run: Run) -> list[Panel]:
         finite = series.values[np.isfinite(series.values)]
         if leaf == "chance" or leaf in NOT_CURVES or finite.size < 2 or np.ptp(finite) == 0:
             continue
-        families.setdefault((key.rpartition("/")[0], re.sub(r"\d+", "k", leaf)), []).append(key)
+        kin = re.sub(r"\d+", "k", leaf)
+        if kin == leaf and key.startswith("eval/"):
+            kin = leaf.rpartition("_")[2]
+        families.setdefault((key.rpartition("/")[0], kin), []).append(key)
     found = []
     siblings: dict[tuple[str, str], dict[str, Series]] = {}
     for (path, leaf), keys in families.items():
         parent, _, last = path.rpartition("/")
         if len(keys) == 1 and "/" in parent:
-            siblings.setdefault((parent, keys[0].rsplit("/", 1)[-1]), {})[pretty(last)] = run.series[keys[0]]
+            siblings.setdefault((parent, keys[0].rsplit("/", 1)[-1]), {})[last] = run.series[keys[0]]
             continue
         keys = sorted(keys, key=lambda k: [int(n) for n in re.findall(r"\d+", k.rsplit("/", 1)[-1])])
         chance = [run.series[f"{k}/chance"].last for k in keys if f"{k}/chance" in run.series]
-        curves = {pretty(k.rsplit("/", 1)[-1]): run.series[k] for k in keys}
+        shared = f"_{leaf}" if len(keys) > 1 else ""
+        curves = {pretty(k.rsplit("/", 1)[-1].removesuffix(shared)): run.series[k] for k in keys}
         title = pretty(leaf) if len(keys) > 1 else next(iter(curves))
         found.append(Panel(path.split("/")[0], title, group_of(keys[0]), curves, chance))
-    for (parent, leaf), curves in siblings.items():
-        found.append(Panel(parent.split("/")[0], pretty(leaf), group_of(f"{parent}/{leaf}"), curves, []))
+    for (parent, leaf), members in siblings.items():
+        path = parent if len(members) > 1 else f"{parent}/{next(iter(members))}"
+        curves = {pretty(name): series for name, series in members.items()}
+        found.append(Panel(parent.split("/")[0], pretty(leaf), group_of(f"{path}/{leaf}"), curves, []))
 
     def order(panel: Panel) -> tuple:
         rank = FIRST.index(panel.group) if panel.group in FIRST else len(FIRST)
@@ -183,7 +190,7 @@ def _box(
     The end labels are the same text in every panel of a size, near enough: a fixed rule aligns the panels.
     """
     several = len(panel.curves) > 1
-    right = 0.1 + 0.072 * (max(map(len, panel.curves)) + 8 if several else 6)
+    right = 0.12 + 0.077 * (max(map(len, panel.curves)) + 8 if several else 6)
     left, bottom, top = 0.48, 0.36, 0.1
     return ((x + left) / sheet[0], (y + bottom) / sheet[1], (width - left - right) / sheet[0],
             (height - bottom - top) / sheet[1])

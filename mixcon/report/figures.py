@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
@@ -19,6 +21,7 @@ from mixcon.report.run import Headline, duration, group_of, percent, pretty, tim
 Arrays = Mapping[str, np.ndarray]
 ON_STRONG = "#fefefe"  # near-white text that stays so in the dark theme, unlike style.PAPER
 MAP = (9.2, 6.0)  # inches
+MEASURE = RendererAgg(1, 1, 72)
 SPENT = ("step", "compile", "startup", "data_wait", "eval", "checkpoint", "other")
 
 
@@ -26,6 +29,17 @@ def _cut(text: str, most: int) -> str:
     """Text on one line, shortened."""
     text = " ".join(str(text).split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _wrapped(text: str, size: float, weight: str, width: float, lines: int) -> str:
+    """Text broken to a width in inches by its own measure: scripts differ twofold in the width of a letter."""
+    text = _cut(text, 400)
+    font = FontProperties(weight=weight, size=size)
+    inches = MEASURE.get_text_width_height_descent(text, font, ismath=False)[0] / MEASURE.dpi if text else 0.0
+    if inches <= width:
+        return text
+    letters = max(4, int(0.94 * width / inches * len(text)))
+    return "\n".join(textwrap.wrap(text, letters, max_lines=lines, placeholder=" …"))
 
 
 def without_ground(image: np.ndarray, threshold: int = 246) -> np.ndarray:
@@ -52,10 +66,10 @@ def retrieval_grid(arrays: Arrays) -> Figure:
     width = first + gap + columns * wide + gap + wide
     scale = min(1.0, 11 / width)
     with style.styled():
-        fig = style.figure(width * scale, (rows * high + 0.45) * scale)
-        ax = fig.add_subplot()
+        fig = style.figure(width * scale, (rows * high + 0.5) * scale, fitted=False)
+        ax = fig.add_axes((0, 0, 1, 1))  # one unit is `scale` inches: texts are wrapped to what they measure
         style.bare(ax)
-        ax.set(xlim=(0, width), ylim=(rows * high, -0.45), aspect="equal")
+        ax.set(xlim=(0, width), ylim=(rows * high + 0.05, -0.45))
         left = [first + gap + j * wide for j in range(columns)]
         last = first + gap + columns * wide + gap
         size = 10 * scale
@@ -63,31 +77,32 @@ def retrieval_grid(arrays: Arrays) -> Figure:
             ax.text(x + 0.06, -0.16, text, color=style.MUTED, fontsize=size)
         for i in range(rows):
             y = i * high
-            _cell(ax, arrays, "query", (i,), (0, y, first, high), size * 1.05)
+            _cell(ax, arrays, "query", (i,), (0, y, first, high), size * 1.05, scale)
             for j in range(columns):
                 frame = style.GOOD if correct[i, j] else None
-                _cell(ax, arrays, "result", (i, j), (left[j], y, wide, high), size, frame)
-            _cell(ax, arrays, "truth", (i,), (last, y, wide, high), size)
+                _cell(ax, arrays, "result", (i, j), (left[j], y, wide, high), size, scale, frame)
+            _cell(ax, arrays, "truth", (i,), (last, y, wide, high), size, scale)
     return fig
 
 
-def _cell(ax: Axes, arrays: Arrays, side: str, index: tuple, box: tuple, size: float, frame: str | None = None) -> None:
+def _cell(
+    ax: Axes, arrays: Arrays, side: str, index: tuple, box: tuple, size: float, scale: float, frame: str | None = None
+) -> None:
     x, y, wide, high = box
     if f"{side}_images" in arrays:
         edge = min(wide, high) - 0.16
         x0, y0 = x + 0.08, y + 0.08
         ax.imshow(arrays[f"{side}_images"][index], extent=(x0, x0 + edge, y0 + edge, y0), interpolation="lanczos",
-                  zorder=2, aspect="equal")
+                  zorder=2, aspect="auto")
         outline = (x0 - 0.02, y0 - 0.02, edge + 0.04, edge + 0.04)
     else:
         outline = (x + 0.03, y + 0.05, wide - 0.06, high - 0.1)
-        strong = side == "query" or bool(frame)
-        letters = int((wide - 0.3) * 72 / ((0.66 if strong else 0.58) * size))
-        text = _cut(arrays[f"{side}_texts"][index], 3 * letters)
-        lines = textwrap.wrap(text, letters, max_lines=2, placeholder=" …") or [""]
+        weight = "bold" if side == "query" or frame else "normal"
         color = style.GOOD if frame else style.INK if side != "result" else style.MUTED
-        ax.text(x + 0.12, y + high / 2, "\n".join(lines), va="center", fontsize=size, color=color, zorder=3,
-                fontweight="bold" if strong else "normal", linespacing=1.15)
+        lines = 3 if high > 0.9 else 2
+        text = _wrapped(str(arrays[f"{side}_texts"][index]), size, weight, (wide - 0.24) * scale, lines)
+        ax.text(x + 0.12, y + high / 2, text, va="center", fontsize=size, color=color, zorder=3, fontweight=weight,
+                linespacing=1.15)
     if frame or (side == "result" and f"{side}_images" in arrays):
         patch = FancyBboxPatch(outline[:2], *outline[2:], boxstyle="round,pad=0,rounding_size=0.07", fill=False,
                                edgecolor=frame or style.GRID, linewidth=2.2 if frame else 0.8, zorder=4)

@@ -100,6 +100,7 @@ def test_panels_gather_families_and_directions_and_drop_what_has_no_curve():
     found = panels(run_with({
         "train/loss": [3, 2, 1], "train/epoch": [1, 2, 3], "train/skipped": [0, 0, 0], "timing/rate": [5, 6, 7],
         "eval/s/i_to_t/R@10": [0.1, 0.5], "eval/s/i_to_t/R@1": [0, 0.2], "eval/s/i_to_t/R@1/chance": [0.01, 0.01],
+        "eval/s/gap/pair_cosine": [0.1, 0.2], "eval/s/gap/x_cosine": [0.3, 0.4], "eval/s/gap/size": [1, 2],
         "eval/s/i_to_t/mean_rank": [9, 8], "eval/s/t_to_i/mean_rank": [9, 7], "eval/once": [1.0],
         "eval/nan": [np.nan] * 3,
     }))
@@ -108,6 +109,8 @@ def test_panels_gather_families_and_directions_and_drop_what_has_no_curve():
         ("train", "loss", "train", ["loss"], False),
         ("eval", "R@k", "s · i → t", ["R@1", "R@10"], True),
         ("eval", "mean rank", "s", ["i → t", "t → i"], False),
+        ("eval", "cosine", "s · gap", ["pair", "x"], False),
+        ("eval", "size", "s · gap", ["gap"], False),
         ("timing", "rate", "timing", ["rate"], False),
     ]
     assert found[1].chance == [0.01]
@@ -148,7 +151,8 @@ def test_smoothing_is_unbiased_at_the_ends_and_skips_gaps():
 
 
 def test_words_for_numbers():
-    assert [percent(v) for v in (0, 2e-5, 0.0042, 0.042, 0.42, 1)] == ["0 %", "2e-3 %", "0.42 %", "4.2 %", "42.0 %", "100 %"]
+    shares = {0: "0 %", 2e-5: "2e-3 %", 0.0042: "0.42 %", 0.042: "4.2 %", 0.42: "42.0 %", 1: "100 %"}
+    assert [percent(v) for v in shares] == list(shares.values())
     assert [times_chance(v) for v in (1.4, 32.2, np.inf)] == ["1.4×", "32×", "∞×"]
     assert [duration(s) for s in (0, 45, 200, 7500, 273600)] == ["0 s", "45 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]
     assert [number(v) for v in (0, 1.23456, 1234.5, 45678, 1e-5)] == ["0", "1.23", "1234", "45.7k", "1e-5"]
