@@ -118,6 +118,8 @@ class Gather:
     ) -> dict[str, Accumulator]:
         out = Local(self.tile_size).forward(tile, reductions, queries, self._gather(keys), shared)
         _, travelling = _split(reductions)
+        if not travelling:
+            return out
         parts = jax.tree.map(self._to_owners, {name: out[name] for name in travelling})
         first = jax.tree.map(lambda x: x[0], parts)
         rest = jax.tree.map(lambda x: x[1:], parts)
