@@ -87,6 +87,23 @@ def test_ties_count_against_the_positive_and_a_collapsed_encoder_ranks_last():
     assert ranks(np.eye(3), twice, relevant=(np.arange(3), np.arange(6) % 3)).tolist() == [1, 1, 1]
 
 
+def test_a_lead_within_rounding_is_a_tie_and_products_are_full_precision():
+    corpus = np.array([[1.0, 0.0], [1.0 + 2e-7, 0.0], [0.9999, 0.0]], np.float32)
+    assert ranks(corpus[:1], corpus, relevant=[1]).tolist() == [2]
+    assert ranks(corpus[:1], corpus, relevant=[2]).tolist() == [3]
+    assert "HIGHEST" in str(jax.make_jaxpr(tiles.dots)(corpus, corpus))  # a CPU would not show the difference
+
+
+def test_an_index_named_twice_is_one_positive_and_padding_is_none():
+    rng = np.random.default_rng(10)
+    query, corpus = unit(rng, 2, 4), unit(rng, 20, 4)
+    twice = retrieval(query, corpus, relevant=[[3, 3], [5, -1]], ks=(2,))
+    assert twice == retrieval(query, corpus, relevant=[3, 5], ks=(2,))
+    assert twice["R@2/chance"] == pytest.approx(0.1)
+    with pytest.raises(InputError, match="no positive"):
+        ranks(query, corpus, relevant=[[3, 3], [-1, -1]])
+
+
 def test_exclude_self_ranks_within_one_set(small_tiles):
     rng = np.random.default_rng(4)
     x, label = unit(rng, 12, 5), np.arange(12) % 3
