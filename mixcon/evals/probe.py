@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from mixcon.errors import InputError
-from mixcon.evals.tiles import labels_of, matrix
+from mixcon.evals.tiles import labels_of, matrix, on_one_device
 from mixcon.evals.zero_shot import accuracy
 
 ALPHAS = tuple(10.0**e for e in range(-3, 7))
@@ -197,15 +197,16 @@ def fit_sgd(
     rate_ES = 0.5 * learning_rate * (1 + np.cos(np.pi * np.linspace(0, 1, epochs * steps, endpoint=False)))
     rate_ES = rate_ES.reshape(epochs, steps).astype(np.float32)
     zeros = {"weight": np.zeros((x_ND.shape[1], classes), np.float32), "bias": np.zeros(classes, np.float32)}
-    params, trace = jax.device_put(zeros), optax.TraceState(jax.device_put(zeros))
-    features, targets = jax.device_put(((x_ND - mean) / scale, label_N))
-    shuffle = np.random.default_rng(seed)
-    for rate_S in rate_ES:
-        rows_Sb = shuffle.permutation(len(x_ND))[: steps * batch].reshape(steps, batch).astype(np.int32)
-        order = jax.device_put((rows_Sb, rate_S))
-        params, trace = _sgd_epoch(params, trace, features, targets, *order,
-                                   momentum=momentum, weight_decay=weight_decay)
-    trained = jax.device_get(params)
+    with on_one_device():
+        params, trace = jax.device_put(zeros), optax.TraceState(jax.device_put(zeros))
+        features, targets = jax.device_put(((x_ND - mean) / scale, label_N))
+        shuffle = np.random.default_rng(seed)
+        for rate_S in rate_ES:
+            rows_Sb = shuffle.permutation(len(x_ND))[: steps * batch].reshape(steps, batch).astype(np.int32)
+            order = jax.device_put((rows_Sb, rate_S))
+            params, trace = _sgd_epoch(params, trace, features, targets, *order,
+                                       momentum=momentum, weight_decay=weight_decay)
+        trained = jax.device_get(params)
     return _folded(trained["weight"], trained["bias"], mean, scale, weight_decay)
 
 

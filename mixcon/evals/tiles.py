@@ -7,6 +7,7 @@ training loop runs its evaluators under a transfer guard.
 Shapes: Q queries, C corpus rows, D features; q, c the tile's share of Q and C; T corpus tiles; P positives per query.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mixcon.errors import InputError
 
@@ -83,6 +85,16 @@ def stacked(x: np.ndarray, tile: int, fill: float = 0) -> jax.Array:
     return jax.device_put(_padded(x, count * tile, fill).reshape(count, tile, *x.shape[1:]))
 
 
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Leave whatever mesh is set: host arrays would be copied to, and computed on, every device of it.
+
+    With several processes each of them evaluates by itself, on its own first device, without communication.
+    """
+    with jax.set_mesh(Mesh(np.array(jax.local_devices()[:1]), ("rows",))):
+        yield
+
+
 def over_queries(
     kernel: Callable[..., Any],
     query_QD: np.ndarray,
@@ -101,17 +113,17 @@ def over_queries(
     corpus_tile = _tile_rows(len(corpus_CD), corpus_tile)
     query_tile = _tile_rows(len(query_QD), query_tile)
     positions = np.arange(len(corpus_CD), dtype=np.int32)
-    corpus = [stacked(corpus_CD, corpus_tile), stacked(positions, corpus_tile, PADDING)]
-    corpus += [stacked(x, corpus_tile, -2) for x in per_corpus]
-
-    def tiles() -> Iterator[Any]:
+    parts = []
+    with on_one_device():
+        corpus = [stacked(corpus_CD, corpus_tile), stacked(positions, corpus_tile, PADDING)]
+        corpus += [stacked(x, corpus_tile, -2) for x in per_corpus]
         for start in range(0, len(query_QD), query_tile):
             rows = slice(start, start + query_tile)
             query = [_padded(query_QD[rows], query_tile, 0)] + [_padded(x[rows], query_tile, -2) for x in per_query]
             count = len(query_QD[rows])
-            yield jax.tree.map(lambda x, n=count: x[:n], jax.device_get(kernel(*jax.device_put(query), *corpus)))
-
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *tiles())
+            found = jax.device_get(kernel(*jax.device_put(query), *corpus))
+            parts.append(jax.tree.map(lambda x, n=count: x[:n], found))
+    return jax.tree.map(lambda *tiles: np.concatenate(tiles), *parts)
 
 
 def dots(query_qD: jax.Array, corpus_cD: jax.Array) -> jax.Array:

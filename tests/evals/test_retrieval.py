@@ -5,9 +5,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from mixcon.errors import InputError
-from mixcon.evals import chance_recall, combined_query, image_text_retrieval, ranks, retrieval, tiles, top_k
+from mixcon.evals import (
+    chance_recall,
+    combined_query,
+    fit_sgd,
+    image_text_retrieval,
+    ranks,
+    retrieval,
+    tiles,
+    top_k,
+    uniformity,
+)
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "evals.npz")
 
@@ -176,6 +187,18 @@ def test_runs_under_a_transfer_guard_and_accepts_device_arrays():
     x = jax.device_put(unit(rng, 6, 4).astype(np.float32))
     with jax.transfer_guard("disallow"):
         assert ranks(x, x).tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_inside_the_mesh_of_a_training_run(kind):
+    rng = np.random.default_rng(11)
+    x, label = unit(rng, 21, 4), np.arange(21) % 3
+    outside = ranks(x, x[::-1]), uniformity(x), fit_sgd(x, label, classes=3, epochs=2).weight
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        inside = ranks(x, x[::-1]), uniformity(x), fit_sgd(x, label, classes=3, epochs=2).weight
+    for a, b in zip(outside, inside, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_combined_query_moves_towards_the_text():
