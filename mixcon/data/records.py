@@ -1,11 +1,17 @@
-"""What a data source is, and how a record says that it cannot be used."""
+"""What a data source is, how a record is stored, and how it says that it cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import msgpack
+import numpy as np
+from PIL import Image
+
 Record = dict[str, Any]
+MAX_PIXELS = 1 << 26  # 67 megapixels; a small file can claim to be more than memory holds
 
 
 class BadRecord(Exception):
@@ -22,6 +28,78 @@ class Source(Protocol):
 
 
 def read(source: Source) -> Iterator[Record]:
-    """All records of a source in order (a `Protocol` with `__getitem__` alone would need an IndexError to end)."""
+    """All records of a source in order."""
     for index in range(len(source)):
         yield source[index]
+
+
+def to_bytes(record: Record) -> bytes:
+    """A record as MessagePack: a map from strings to numbers, strings, bytes, lists and maps; no code, any language.
+
+    Example:
+        >>> from_bytes(to_bytes({"text": "red heart", "image": b"..."}))
+        {'text': 'red heart', 'image': b'...'}
+    """
+    return msgpack.packb(record)
+
+
+def from_bytes(data: bytes) -> Record:
+    """The record again; anything that is not one raises `BadRecord`."""
+    try:
+        record = msgpack.unpackb(data)
+    except Exception as reason:  # msgpack raises ValueErrors and exceptions of its own, without a common base
+        raise BadRecord(f"not a packed record ({reason})") from None
+    if not isinstance(record, dict):
+        raise BadRecord("not a packed record (no fields)")
+    return record
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """RGB image of JPEG, PNG, WebP, ... bytes; transparency on white; the size is checked before anything is decoded.
+
+    Raises:
+        BadRecord: unreadable, truncated or too large.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if image.width * image.height > max_pixels:
+            raise BadRecord(f"image of {image.width} x {image.height} pixels; at most {max_pixels:,} are allowed")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
+        raise BadRecord(f"unreadable image ({reason})") from None
+
+
+def cover(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: scaled so that it covers the target, then the centre cut out."""
+    scale = max(height / image.height, width / image.width)
+    wide, high = width / scale, height / scale
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+
+
+def image_text(height: int, width: int, *, max_pixels: int = MAX_PIXELS) -> Callable[[Record], Record]:
+    """A record function: `image` bytes to uint8 [height, width, 3], `text` to a stripped string that is not empty.
+
+    Other fields stay, but for nested ones. Raises `BadRecord` when called on a record that cannot be used.
+
+    Example:
+        >>> function = image_text(32, 32)  # for `sources.Mapped(source, function)`
+    """
+
+    def decode(record: Record) -> Record:
+        if not isinstance(record.get("image"), bytes) or not isinstance(record.get("text"), str):
+            raise BadRecord(f"no image and text among the fields {sorted(record)}")
+        text = record["text"].strip()
+        if not text:
+            raise BadRecord("empty caption")
+        flat = {key: value for key, value in record.items() if isinstance(value, (str, int, float))}
+        return flat | {
+            "image": cover(decode_image(record["image"], max_pixels=max_pixels), height, width),
+            "text": text,
+        }
+
+    return decode

@@ -1,0 +1,280 @@
+"""Image–text folders as people have them -> ArrayRecord shards, once: `mixcon data pack`.
+
+One webdataset tar becomes one shard of the same name; a table of image paths and captions becomes shards of a fixed
+number of rows. So a shard depends on its input alone, and a run that was killed redoes at most the shard it was at.
+Beside the shards lie `manifest.json` (what is finished, from what) and, for each shard that lost records,
+`<shard>.skipped.jsonl` (which, and why).
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import itertools
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, to_bytes
+from mixcon.errors import InputError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+TABLES = (".parquet", ".csv", ".tsv")
+MAX_BYTES = 64 << 20  # of one file in a tar
+_SUFFIX = ".array_record"
+
+Raw = tuple[str, Callable[[], Record], int]  # key, how to read it (may raise BadRecord), progress so far
+
+
+class Report(NamedTuple):
+    """What a call of `pack` did: shards and records that are there now, records skipped, shards found finished."""
+
+    shards: int
+    records: int
+    skipped: int
+    resumed: int
+
+
+class _Job(NamedTuple):
+    """One shard to be: its name, what it is made from, its share of the progress bar, its records."""
+
+    name: str
+    made_from: dict[str, Any]
+    weight: int
+    read: Callable[[], Iterator[Raw]]
+
+
+def pack(
+    inputs: Sequence[str],
+    out: str | Path,
+    *,
+    image_column: str = "image",
+    text_column: str = "text",
+    rows_per_shard: int = 8192,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
+) -> Report:
+    """Converts tars or tables to ArrayRecord shards in `out`; call it again to go on after an interruption.
+
+    In a tar, members that share a name up to the first dot are one record: an image, and `.txt`, or `.json` with "text"
+    or "caption" (its other fields are kept as `meta`); `.cls` gives an integer `label`. In a table, image paths are
+    relative to the table's folder. Every image is decoded once here, so that training meets no surprise.
+
+    Args:
+        inputs: path patterns of `.tar`, `.tar.gz`, `.tgz`, `.parquet`, `.csv` or `.tsv` files.
+        out: folder of the shards.
+        image_column, text_column: names of a table's columns.
+        rows_per_shard: rows of a table in one shard.
+        max_pixels: larger images are skipped, whatever their size on disk.
+        progress: show a bar.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        InputError: nothing fits the patterns, two inputs of one name, a missing column, or no usable record at all.
+
+    Example:
+        >>> pack(["shards/*.tar"], "packed")  # doctest: +SKIP
+        Report(shards=12, records=119873, skipped=127, resumed=0)
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    jobs = _jobs(inputs, image_column, text_column, rows_per_shard)
+    out.mkdir(parents=True, exist_ok=True)
+    manifest_path = out / "manifest.json"
+    done: dict[str, dict[str, Any]] = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    resumed = 0
+    with tqdm(total=sum(job.weight for job in jobs), desc="pack", unit_scale=True, disable=not progress) as bar:
+        for number, job in enumerate(jobs, 1):
+            made_from = job.made_from | {"max_pixels": max_pixels}
+            entry = done.get(job.name)
+            if entry is not None and entry["from"] == made_from and (out / job.name).is_file():
+                resumed += 1
+                bar.update(job.weight)
+                continue
+            records, skipped = _write(job, out, max_pixels, bar)
+            done[job.name] = {"from": made_from, "records": records, "skipped": skipped}
+            _replace(manifest_path, json.dumps(done, indent=1, sort_keys=True))
+            bar.set_postfix_str(f"shard {number}/{len(jobs)}, skipped {sum(e['skipped'] for e in done.values())}")
+    entries = [done[job.name] for job in jobs]
+    report = Report(len(jobs), sum(e["records"] for e in entries), sum(e["skipped"] for e in entries), resumed)
+    if not report.records:
+        raise InputError(f"none of the {report.skipped} records could be used; {out}/*.skipped.jsonl says why.")
+    return report
+
+
+def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    partial = out / f".{job.name}.partial"  # neither this nor the report gets its name before it is whole
+    records, skipped, position = 0, [], 0
+    writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record a group: random access reads nothing else
+    try:
+        for key, read, reached in job.read():
+            try:
+                record = read()
+                decode_image(record["image"], max_pixels=max_pixels)
+                if not record["text"].strip():
+                    raise BadRecord("empty caption")
+                writer.write(to_bytes({"key": key} | record))
+                records += 1
+            except BadRecord as reason:
+                skipped.append({"key": key, "reason": str(reason)})
+            bar.update(reached - position)
+            position = reached
+        bar.update(job.weight - position)
+    finally:
+        writer.close()
+    report = out / f"{job.name}.skipped.jsonl"
+    report.unlink(missing_ok=True)
+    if skipped:
+        _replace(report, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped))
+    os.replace(partial, out / job.name)
+    return records, len(skipped)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _jobs(inputs: Sequence[str], image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
+    paths = sorted(
+        {Path(path) for pattern in inputs for path in glob.glob(os.path.expanduser(pattern), recursive=True)}
+    )
+    if not paths:
+        raise InputError(f"pack: there is no file at {' '.join(inputs) or '(no path given)'}.")
+    jobs: list[_Job] = []
+    for path in paths:
+        if path.suffix in TABLES:
+            jobs += _table_jobs(path, image_column, text_column, rows_per_shard)
+        elif path.suffix in (".tar", ".tgz") or path.name.endswith(".tar.gz"):
+            jobs.append(_tar_job(path))
+        else:
+            raise InputError(f"pack: {path} is neither a tar nor a table ({', '.join(TABLES)}).")
+    names = [job.name for job in jobs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"pack: several inputs would make {', '.join(twice)}; rename them or pack them apart.")
+    return jobs
+
+
+def _made_from(path: Path, **more: Any) -> dict[str, Any]:
+    stat = path.stat()
+    return {"file": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, **more}
+
+
+def _tar_job(path: Path) -> _Job:
+    name = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
+    return _Job(name + _SUFFIX, _made_from(path), path.stat().st_size, lambda: _read_tar(path))
+
+
+def _read_tar(path: Path) -> Iterator[Raw]:
+    """Groups neighbouring members by name, as a stream: nothing but one group is held in memory."""
+
+    def members() -> Iterator[tuple[str, str, bytes | str]]:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if not (member.isfile() and stem and dot):
+                    continue
+                key, extension = f"{folder}/{stem}".lstrip("/"), f".{extension.lower()}"
+                if member.size > MAX_BYTES:
+                    yield key, extension, f"{extension} of {member.size:,} bytes"
+                else:
+                    extracted = tar.extractfile(member)
+                    yield key, extension, extracted.read() if extracted else b""
+                position[0] = file.tell()
+
+    position, key, parts = [0], "", {}
+    try:
+        for key, group in itertools.groupby(members(), key=lambda member: member[0]):
+            parts = {extension: data for _, extension, data in group}
+            yield key, lambda parts=parts: _from_parts(parts), position[0]  # type: ignore[misc]
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as reason:
+        if isinstance(reason, OSError) and reason.errno is not None:
+            raise  # the disk, not the tar
+        broken = BadRecord(f"the tar breaks off after this record ({reason})")
+        yield key, lambda: _raise(broken), path.stat().st_size
+
+
+def _raise(reason: BadRecord) -> Record:
+    raise reason
+
+
+def _from_parts(parts: dict[str, bytes | str]) -> Record:
+    if too_large := [data for data in parts.values() if isinstance(data, str)]:
+        raise BadRecord(f"{too_large[0]}; at most {MAX_BYTES:,} are allowed")
+    data = {extension: value for extension, value in parts.items() if isinstance(value, bytes)}
+    image = next((data[extension] for extension in IMAGES if extension in data), None)
+    if image is None:
+        raise BadRecord(f"no image among {', '.join(sorted(parts))}")
+    try:
+        meta = json.loads(data[".json"]) if ".json" in data else {}
+        text = data[".txt"].decode("utf-8") if ".txt" in data else meta.pop("text", None) or meta.pop("caption", None)
+        label = {"label": int(data[".cls"])} if ".cls" in data else {}
+    except (ValueError, AttributeError, TypeError) as reason:
+        raise BadRecord(f"unreadable text or metadata ({reason})") from None
+    if not isinstance(text, str):
+        raise BadRecord("no caption")
+    return {"image": image, "text": text} | label | ({"meta": meta} if meta else {})
+
+
+def _table_jobs(path: Path, image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
+    columns = (image_column, text_column)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        present = pq.read_schema(path).names
+        total = pq.read_metadata(path).num_rows
+    else:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            present = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+        total = sum(1 for _ in _rows(path, columns)) if set(columns) <= set(present) else 0
+    if missing := [column for column in columns if column not in present]:
+        raise InputError(f"pack: {path} has no column {', '.join(missing)}; it has {', '.join(present)}. Name them.")
+
+    def job(start: int) -> _Job:
+        stop = min(start + rows_per_shard, total)
+        name = f"{path.stem}-{start // rows_per_shard:05d}{_SUFFIX}"
+        made_from = _made_from(path, columns=list(columns), rows=[start, stop])
+        return _Job(name, made_from, stop - start, lambda: _read_table(path, columns, start, stop))
+
+    return [job(start) for start in range(0, total, rows_per_shard)]
+
+
+def _rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
+            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+    else:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","):
+                yield row[columns[0]], row[columns[1]]
+
+
+def _read_table(path: Path, columns: tuple[str, str], start: int, stop: int) -> Iterator[Raw]:
+    for number, (image, text) in enumerate(itertools.islice(_rows(path, columns), start, stop), 1):
+        yield str(image), lambda image=image, text=text: _from_row(path.parent, image, text), number  # type: ignore[misc]
+
+
+def _from_row(folder: Path, image: Any, text: Any) -> Record:
+    if not isinstance(text, str):
+        raise BadRecord("no caption")
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return {"image": image, "text": text}
+    try:
+        return {"image": (folder / str(image)).read_bytes(), "text": text}
+    except OSError as reason:
+        raise BadRecord(f"no file ({reason.strerror})") from None

@@ -1,0 +1,117 @@
+"""Token ids: layout, truncation that keeps the end, determinism, any script, other people's files."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers as hf
+
+from mixcon.data.emoji import LANGUAGES, Emoji
+from mixcon.data.records import read
+from mixcon.data.tokenizer import load, load_or_train, tokenize, train
+from mixcon.errors import InputError
+
+TEXTS = ["grinning face", "grinning face with big eyes", "red heart", "blue heart", "Red Heart"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train(TEXTS, vocab_size=320)
+
+
+def test_layout_is_bos_tokens_eos_pad(tokenizer):
+    ids = tokenizer.encode(["red heart", ""], 12)
+    assert ids.dtype == np.int32
+    assert ids.shape == (2, 12)
+    end = int(np.argmax(ids[0] == tokenizer.eos_id))
+    assert ids[0, 0] == tokenizer.bos_id
+    assert (ids[0, end + 1 :] == tokenizer.pad_id).all()
+    assert ids[1, :3].tolist() == [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+    assert len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id}) == 3
+    assert ids.max() < tokenizer.vocab_size
+
+
+def test_truncation_keeps_the_end(tokenizer):
+    whole, cut = tokenizer.encode(["zebra crossing"], 32), tokenizer.encode(["zebra crossing"], 6)
+    assert cut[0, -1] == tokenizer.eos_id
+    np.testing.assert_array_equal(cut[0, :5], whole[0, :5])
+    with pytest.raises(InputError, match="length=2"):
+        tokenizer.encode(["a"], 2)
+
+
+@pytest.mark.parametrize("text", ["grinsendes gesicht", "にっこり笑う", "مبتسم", "🧑‍🚒", "a\tb\n c", "<eos>"])
+def test_any_text_survives_the_round_trip(tokenizer, text):
+    ids = tokenizer.encode([text], 64)
+    assert tokenizer.decode(ids) == ([""] if text == "<eos>" else [text])
+
+
+def test_case_is_folded_unless_asked_otherwise(tokenizer):
+    np.testing.assert_array_equal(tokenizer.encode(["RED heart"], 16), tokenizer.encode(["red heart"], 16))
+    cased = train(TEXTS, vocab_size=320, lowercase=False)
+    assert not np.array_equal(cased.encode(["RED heart"], 16), cased.encode(["red heart"], 16))
+
+
+def test_training_is_the_same_in_every_process(tmp_path):
+    code = (
+        "import sys; from mixcon.data.emoji import Emoji; from mixcon.data.records import read;"
+        "from mixcon.data.tokenizer import train;"
+        "train((r['text'] for r in read(Emoji(languages=('en', 'ja')))), vocab_size=900).save(sys.argv[1])"
+    )
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_saved_and_loaded_agree_and_the_first_use_trains(tmp_path, tokenizer):
+    path = tmp_path / "run" / "tokenizer.json"
+    first = load_or_train(path, lambda: TEXTS, vocab_size=320)
+    second = load_or_train(path, lambda: pytest.fail("trained twice"), vocab_size=320)
+    for one in (first, second):
+        np.testing.assert_array_equal(one.encode(TEXTS, 16), tokenizer.encode(TEXTS, 16))
+        assert (one.pad_id, one.bos_id, one.eos_id, one.vocab_size) == (0, 1, 2, tokenizer.vocab_size)
+    assert [file.name for file in path.parent.iterdir()] == ["tokenizer.json"]
+
+
+def test_emoji_names_in_all_languages_fit_in_few_tokens():
+    texts = [record["text"] for record in read(Emoji(languages=LANGUAGES))]
+    tokenizer = train(texts, vocab_size=8000)
+    lengths = (tokenizer.encode(texts, 96) != tokenizer.pad_id).sum(1)
+    assert np.mean(lengths) < 16
+    assert lengths.max() < 96
+
+
+def test_pipeline_transform(tokenizer):
+    batch = tokenize(tokenizer, 8, field="caption", out="ids")({"caption": ["red heart"] * 2, "x": 1})
+    assert batch["ids"].shape == (2, 8)
+    assert batch["x"] == 1
+
+
+def test_other_peoples_files(tmp_path):
+    core = hf.Tokenizer(hf.models.WordLevel({"[UNK]": 0, "red": 1, "<|endoftext|>": 2, "[END]": 3}, unk_token="[UNK]"))
+    core.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    core.enable_padding(length=50)
+    core.enable_truncation(3)
+    core.save(str(tmp_path / "theirs.json"))
+    theirs = load(tmp_path / "theirs.json")
+    assert theirs.bos_id is None
+    assert theirs.pad_id == theirs.eos_id == 2
+    assert theirs.encode(["red red"], 5).tolist() == [[1, 1, 2, 2, 2]]
+    assert load(tmp_path / "theirs.json", eos="[END]").eos_id == 3
+    with pytest.raises(InputError, match="no token '<x>'"):
+        load(tmp_path / "theirs.json", bos="<x>")
+
+
+def test_wrong_files_are_refused_in_words(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
+        load(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text(json.dumps({"a": 1}))
+    with pytest.raises(InputError, match=r"is not a tokenizer\.json"):
+        load(tmp_path / "bad.json")
+    hf.Tokenizer(hf.models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "endless.json"))
+    with pytest.raises(InputError, match="end-of-text"):
+        load(tmp_path / "endless.json")
+    with pytest.raises(InputError, match="vocab_size=100"):
+        train(TEXTS, vocab_size=100)
