@@ -25,9 +25,10 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     """Towers, loss, data and evaluations as the config names them."""
     source = configs.call(config.data.train)
     tokenizer = prepare_tokenizer(config, workdir, source)
-    captions = data.tokenizer.tokenize(tokenizer, config.model.text.context_length)
-    words = data.tokenizer.tokenize(tokenizer, config.model.text.context_length, field="keywords", out="keyword_tokens")
-    model = models.functional(models.build(with_vocabulary(config.model, tokenizer)))
+    spec, pretrained = describe_model(config, tokenizer)
+    model, length = models.functional(models.build(spec)), spec["text"]["context_length"]
+    captions = data.tokenizer.tokenize(tokenizer, length)
+    words = data.tokenizer.tokenize(tokenizer, length, field="keywords", out="keyword_tokens")
     augment = data.augment.compose(*map(configs.partial, config.augment))
     score = configs.partial(config.objective)
 
@@ -35,8 +36,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return data.augment.normalize(images, config.image_mean, config.image_std)
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
-        params, extra = model.init(key)
-        return (models.load_pretrained(config.init_from, params) if config.init_from else params), extra, {}
+        return *model.init(key), {}
 
     def prepare(batch: Batch, *, key: jax.Array) -> Batch:
         image_key, text_key = jax.random.split(key)
@@ -67,7 +67,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return embed(features, data.eval_batches(pairs, batch_size=EVAL_BATCH, transform=captions, **share()))
 
     def embed_texts(state: TrainState, texts: Sequence[str]) -> np.ndarray:
-        tokens = tokenizer.encode(texts, config.model.text.context_length)
+        tokens = tokenizer.encode(texts, length)
         encoder = jax.jit(lambda params, tokens: model.apply(params, state.extra, tokens, method="encode_text")[0])
         return np.asarray(jax.device_get(encoder(averaged(state), tokens)))
 
@@ -83,6 +83,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     )
     return Experiment(
         init=init,
+        pretrained=pretrained,
         optimizer=optimizer,
         step=step,
         batches=lambda: data.train_iterator(
@@ -108,11 +109,14 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
     return data.tokenizer.load_or_train(workdir / "tokenizer.json", texts, vocab_size=config.tokenizer.vocab_size)
 
 
-def with_vocabulary(model: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> dict:
-    """The model's description with what only the tokenizer knows."""
-    spec = configs.plain(model)
+def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> tuple[dict, dict | None]:
+    """The model in plain words and, with `init_from`, its pretrained parameters."""
+    spec = configs.plain(config.model)
+    if config.init_from:
+        found = models.load_clip(config.init_from, scan_layers=config.model.scan_layers)
+        return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, found.params
     ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    return spec | {"text": spec["text"] | ids}
+    return spec | {"text": spec["text"] | ids}, None
 
 
 def share() -> dict[str, int]:

@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"mixcon {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name: str, text: str, **kwargs: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **kwargs)
+    def command(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False, epilog=epilog)
         added.add_argument("--debug", action="store_true", help="show tracebacks")
         return added
 
@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     pack = verbs.add_parser("pack", help="image-text tars, parquet or CSV to ArrayRecord; resumes when interrupted")
     pack.add_argument("inputs", nargs="+", help="tar files, or one parquet/CSV file of paths and captions")
     pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
+    pack.add_argument("--image-column", default="image", help="of a table: paths of images (default: image)")
+    pack.add_argument("--text-column", default="text", help="of a table: captions (default: text)")
     return top
 
 
@@ -145,10 +147,18 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
     from mixcon.data import catalog, pack
 
     if arguments.verb == "list":
-        print(catalog.table())
+        for entry in catalog.CATALOG:
+            print(f"{entry.name:<22} {entry.what}\n{'':<22} {entry.licence}; {entry.origin or 'installed with mixcon'}")
     elif arguments.verb == "fetch":
         print(catalog.fetch(arguments.dataset))
     elif arguments.verb == "verify":
-        print(catalog.verify(arguments.dataset))
+        checks = catalog.verify(arguments.dataset)
+        for check in checks:
+            print(f"{check.state:<10} {check.file}")
+        if any(check.state != "ok" for check in checks):
+            raise InputError(f"{arguments.dataset} is not as published; fetch it again: mixcon data fetch {arguments.dataset}")
     else:
-        print(pack.pack(arguments.inputs, arguments.out))
+        found = pack.pack(
+            arguments.inputs, arguments.out, image_column=arguments.image_column, text_column=arguments.text_column
+        )
+        print(f"{found.records} records in {found.shards} shards, {found.skipped} skipped (see {arguments.out})")

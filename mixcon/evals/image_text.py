@@ -20,7 +20,7 @@ from mixcon.evals.zero_shot import confusion_matrix, predict, zero_shot, zero_sh
 Yielded = Iterator[tuple[str, float | Mapping[str, np.ndarray]]]
 RESULTS = 5  # shown for each query
 QUERIES = 8  # rows of a grid
-MAPPED = 300  # pairs in an embedding map
+MAPPED = 200  # pairs in an embedding map
 THUMBNAILS = 40  # of them drawn as pictures
 THUMBNAIL = 64  # pixels
 NEGATIVES = 2_000  # sampled for the histogram
@@ -127,7 +127,7 @@ def probe_report(
         return
     truth, known = np.asarray([codes[labels_N[r]] for r in here]), np.asarray([codes[train_labels_N[r]] for r in there])
     yield from ((f"knn/{k}", v) for k, v in knn(train_ND[there], known, image_ND[here], truth).items())
-    yield from ((f"probe/{k}", v) for k, v in linear_probe(train_ND[there], known, image_ND[here], truth).items())
+    yield from ((f"probe/{k}", v) for k, v in linear_probe(train_ND[there], known, image_ND[here], truth, method="ridge").items())
 
 
 def thumbnails(records: Sequence[Mapping], rows: np.ndarray) -> np.ndarray:

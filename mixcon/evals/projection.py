@@ -59,9 +59,11 @@ def project(
         plane = centred @ axes[:2].T
     elif method == "tsne":
         from sklearn.manifold import TSNE  # here: scikit-learn takes a second to import
+        from threadpoolctl import threadpool_limits
 
         perplexity = min(perplexity, (len(both) - 1) / 3)
-        plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, metric="cosine").fit_transform(both)
+        with threadpool_limits(limits=1):  # a few hundred points: threads would spend their time waiting for each other
+            plane = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, metric="cosine").fit_transform(both)
     else:
         raise InputError(f"method must be 'pca' or 'tsne'; got {method!r}.")
     plane = plane * np.sign(plane[np.abs(plane).argmax(0), [0, 1]] + 1e-30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from jax._src import xla_bridge
 
 from mixcon.errors import InputError
 
@@ -29,6 +30,8 @@ def initialize(*, coordinator: str | None = None, processes: int | None = None, 
         if not 0 <= process < processes:
             raise InputError(f"--process={process} must lie between 0 and --processes={processes}")
         jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+        return
+    if xla_bridge.backends_are_initialized():  # a library caller has been using JAX: too late to join anyone
         return
     try:
         jax.distributed.initialize()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,7 @@ class Pending(NamedTuple):
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """The experiment that a config names; it may keep files of its own, such as a tokenizer, in the workdir."""
+    configs.make_importable(pathlib.Path(__file__).resolve().parents[2], pathlib.Path.cwd())
     return configs.resolve(f"{config.experiment}.build")(config, workdir)
 
 
@@ -96,10 +99,14 @@ def train(
             state = restored.state
         else:
             with goodput.measure("startup"):
-                state = jax.jit(lambda: init_state(experiment, config.seed, ema=bool(config.ema)), out_shardings=places)()
+                state = first_state(experiment, config, places)
         try:
             run_steps = Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record)
             state = run_steps(state, start)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what was being saved may still succeed; the first error is the one to tell
+                checkpoints.close()
+            raise
         finally:
             logbook.close()
         with goodput.measure("checkpoint"):
@@ -148,7 +155,7 @@ class Run:
                 while len(self.pending) > 1:
                     self.settle(state)
                 stopping = stop(number)
-                due_eval = number == total or (config.eval_every and number % config.eval_every == 0)
+                due_eval = (number == total and config.eval_every >= 0) or (config.eval_every > 0 and number % config.eval_every == 0)
                 due_save = number == total or stopping or number % config.checkpoint.every == 0
                 if due_eval or due_save:
                     while self.pending:
@@ -260,6 +267,15 @@ def state_layout(experiment: Experiment, config: ml_collections.ConfigDict, mesh
     """Shapes of the train state and the sharding of each, nothing allocated."""
     shapes = jax.eval_shape(lambda: init_state(experiment, config.seed, ema=bool(config.ema)))
     return shapes, meshes.shardings(shapes, mesh, rules=config.sharding.rules, fsdp=config.sharding.fsdp)
+
+
+def first_state(experiment: Experiment, config: ml_collections.ConfigDict, places: PyTree) -> TrainState:
+    """The state before the first step, every array built where it will live."""
+    state = jax.jit(lambda: init_state(experiment, config.seed, ema=bool(config.ema)), out_shardings=places)()
+    if experiment.pretrained is None:
+        return state
+    put = partial(jax.device_put, experiment.pretrained)
+    return state._replace(params=put(places.params), ema=put(places.ema) if config.ema else ())
 
 
 def with_sharding(shapes: PyTree, places: PyTree) -> PyTree:

@@ -23,8 +23,10 @@ FSDP_MIN_SIZE = 2**12  # smaller parameters cost more to gather than to keep
 def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes `(data, model)`; -1 takes all devices that the other axis leaves.
 
+    A single process may use fewer devices than it has; several processes use all of them.
+
     Raises:
-      InputError: the axes do not multiply to the number of devices.
+      InputError: the axes do not multiply to a number of devices that there are.
 
     Example:
       >>> mesh = make_mesh(data=-1, model=2)
@@ -33,9 +35,10 @@ def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] |
     count = len(devices)
     if data == -1 and model > 0 and count % model == 0:
         data = count // model
-    if data < 1 or model < 1 or data * model != count:
-        raise InputError(f"mesh data={data} × model={model} does not cover the {count} devices that there are; use data=-1")
-    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices)
+    wanted = data * model
+    if data < 1 or model < 1 or wanted > count or (jax.process_count() > 1 and wanted != count):
+        raise InputError(f"mesh data={data} × model={model} does not fit the {count} devices that there are; use data=-1")
+    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices[:wanted])
 
 
 def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False) -> PyTree:

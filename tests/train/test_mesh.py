@@ -39,8 +39,8 @@ def test_a_rule_that_does_not_divide_is_refused():
         meshes.shardings(STATE, meshes.make_mesh(data=2, model=4), rules=((r"odd$", (None, "model")),))
 
 
-@pytest.mark.parametrize(("data", "model"), [(3, 1), (-1, 3), (8, 2), (0, 1)])
-def test_a_mesh_must_cover_the_devices(data, model):
+@pytest.mark.parametrize(("data", "model"), [(9, 1), (-1, 3), (8, 2), (0, 1)])
+def test_a_mesh_must_fit_the_devices(data, model):
     with pytest.raises(InputError, match="8 devices"):
         meshes.make_mesh(data=data, model=model)
 

@@ -1,0 +1,115 @@
+"""A run that was interrupted is, to the last bit, the run that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny import OVERRIDES, tiny_config
+
+from mixcon.train import loop
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def config(*overrides):
+    found = tiny_config("--config.ema=0.9", "--config.checkpoint.keep=10", *overrides)
+    with found.unlocked():
+        found.gradient = dict(name="mixcon.train.gradients.grad_cache", parts=2)
+    return found
+
+
+def stored(workdir, step):
+    """Everything in a checkpoint, as a flat dict of host arrays."""
+    with ocp.StandardCheckpointer() as reader:
+        return ocp.tree.to_flat_dict(reader.restore(workdir / "checkpoints" / str(step) / "state"), sep="/")
+
+
+def measured(workdir):
+    """The metric lines without what the clock says."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("timing/")} for line in lines]
+
+
+def assert_same_run(workdir, reference, step=STEPS):
+    ours, theirs = stored(workdir, step), stored(reference, step)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    data = [json.loads((w / "checkpoints" / str(step) / "data" / "metadata").read_text()) for w in (workdir, reference)]
+    assert data[0] == data[1]
+    assert measured(workdir) == measured(reference)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The run that nothing interrupts, with a checkpoint of every step."""
+    workdir = tmp_path_factory.mktemp("reference")
+    loop.train(config(), workdir, progress=False)
+    return workdir
+
+
+def test_two_runs_of_one_config_are_the_same(reference, tmp_path):
+    loop.train(config(), tmp_path, progress=False)
+    assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_resuming_at_any_step_is_bit_identical(reference, tmp_path, step):
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(workdir / "checkpoints" / str(later))
+        (workdir / "digests" / f"{later}.json").unlink()
+    loop.train(config(), workdir, progress=False)
+    assert_same_run(workdir, reference)
+
+
+def test_killed_processes_resume_to_the_bit(tmp_path):
+    """SIGKILL at random moments, also in the middle of saving, until the run is through."""
+    steps, rng = 12, random.Random(time.time_ns())
+    overrides = [*OVERRIDES, f"--config.steps={steps}", "--config.ema=0.9"]
+    command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--no-progress", *overrides]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+
+    def start(workdir):
+        return subprocess.Popen([*command, "--workdir", str(workdir)], env=environment, stderr=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(300) == 0, whole.stderr.read()
+    killed, kills = tmp_path / "killed", 0
+    while True:
+        process = start(killed)
+        seen = progress(killed)
+        while process.poll() is None and progress(killed) <= seen + rng.randrange(3):
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert kills >= 2
+    assert_same_run(killed, tmp_path / "whole", steps)
+
+
+def progress(workdir):
+    """Metric lines written so far."""
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
