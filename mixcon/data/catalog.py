@@ -189,14 +189,14 @@ class Check(NamedTuple):
     state: str
 
 
-def verify(name: str, *, folder: Path | None = None) -> list[Check]:
+def check(name: str, *, folder: Path | None = None) -> list[Check]:
     """Compares every file of a dataset with its checksum.
 
     Raises:
         InputError: unknown name, no checksums known, or nothing there.
 
     Example:
-        >>> verify("emoji")
+        >>> check("emoji")
         [Check(file='emoji.parquet', state='ok')]
     """
     dataset(name)
@@ -211,6 +211,37 @@ def verify(name: str, *, folder: Path | None = None) -> list[Check]:
         return "missing" if not path.is_file() else "ok" if _sha256(path) == digest else "differs"
 
     return [Check(file, state(file, digest)) for file, digest in digests.items()]
+
+
+def verify(name: str, *, folder: Path | None = None) -> str:
+    """One line that says that the dataset is intact.
+
+    Raises:
+        InputError: a file is missing or differs; or see `check`.
+
+    Example:
+        >>> verify("emoji")
+        'emoji: 1 file intact'
+    """
+    checks = check(name, folder=folder)
+    if wrong := [f"{file} {state}" for file, state in checks if state != "ok"]:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        mend = f"`mixcon data fetch {name}` mends it." if any(_addresses(dataset(name))) else "Replace them."
+        raise InputError(f"{name}: of {len(checks)} files, {', '.join(wrong[:5])}{more}. {mend}")
+    return f"{name}: {len(checks)} file{'s' * (len(checks) > 1)} intact"
+
+
+def table() -> str:
+    """The catalog as text, one set a line: name, whether it is here, what it is, licence, origin."""
+    rows = [("name", "here", "what", "licence", "origin (GitHub)")]
+    for entry in CATALOG:
+        try:
+            here = "yes" if not entry.origin or locate(entry.name) else ""
+        except InputError:
+            here = "fetch" if entry.sources else "no"
+        rows.append((entry.name, here, entry.what, entry.licence, entry.origin or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def fetch(name: str, *, folder: Path | None = None, server: str = RAW, progress: bool = True) -> Path:

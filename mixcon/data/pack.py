@@ -25,7 +25,7 @@ from mixcon.errors import InputError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 TABLES = (".parquet", ".csv", ".tsv")
 MAX_BYTES = 64 << 20  # of one file in a tar
-_SUFFIX = ".array_record"
+_SUFFIX = ".arrayrecord"
 
 Raw = tuple[str, Callable[[], Record], int]  # key, how to read it (may raise BadRecord), progress so far
 
@@ -37,6 +37,11 @@ class Report(NamedTuple):
     records: int
     skipped: int
     resumed: int
+
+    def __str__(self) -> str:
+        lost = f", {self.skipped:,} skipped (see *.skipped.jsonl)" if self.skipped else ""
+        kept = f"; {self.resumed} shards were there already" if self.resumed else ""
+        return f"{self.shards} shards, {self.records:,} records{lost}{kept}"
 
 
 class _Job(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixcon.data.catalog import locate
+from mixcon.data.catalog import cache_dir, locate
 from mixcon.data.emoji import Emoji
 from mixcon.data.records import BadRecord, Record, Source, cover, decode_image, from_bytes, image_text
 from mixcon.errors import InputError
@@ -25,7 +25,7 @@ __all__ = [
     "Packed",
     "Subset",
     "Tfds",
-    "image_text_shards",
+    "array_record",
     "locate",
     "sklearn_set",
 ]
@@ -168,25 +168,26 @@ class Packed:
     """Records of ArrayRecord shards, as `mixcon data pack` writes them.
 
     Args:
-        pattern: path pattern of the shards, e.g. `shards/*.array_record`; several may be given. Shards are read in the
+        pattern: path pattern of the shards, e.g. `shards/*.arrayrecord`; several may be given. A relative pattern is
+            looked for in the current folder, then in `$MIXCON_DATA`, then in the cache folder. Shards are read in the
             order of their names.
 
     Raises:
         InputError: no file fits the pattern.
 
     Example:
-        >>> source = Packed("shards/*.array_record")  # doctest: +SKIP
+        >>> source = Packed("shards/*.arrayrecord")  # doctest: +SKIP
     """
 
     def __init__(self, pattern: str | os.PathLike[str] | Sequence[str]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         patterns = [os.fspath(pattern)] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-        self.paths = sorted({path for each in patterns for path in glob.glob(os.path.expanduser(each), recursive=True)})
+        self.paths = sorted({path for each in patterns for path in _glob(each)})
         if not self.paths:
             raise InputError(
-                f"no ArrayRecord shards at {' '.join(patterns)}. `mixcon data pack` makes them from webdataset tars or "
-                "from a table of image paths and captions."
+                f"no ArrayRecord shards at {' '.join(patterns)}, neither from here nor in MIXCON_DATA nor in "
+                f"{cache_dir()}. `mixcon data pack` makes them from webdataset tars or a table of image paths and captions."
             )
         self._records = ArrayRecordDataSource(self.paths)
 
@@ -197,11 +198,18 @@ class Packed:
         return from_bytes(self._records[int(index)])
 
 
-def image_text_shards(pattern: str | Sequence[str], *, size: tuple[int, int]) -> Mapped:
-    """Packed image–text pairs, decoded to uint8 [*size, 3] and a caption.
+def _glob(pattern: str) -> list[str]:
+    for root in (Path(), Path(os.environ.get("MIXCON_DATA", "")).expanduser(), cache_dir()):
+        if found := glob.glob(str(root / os.path.expanduser(pattern)), recursive=True):
+            return found
+    return []
+
+
+def array_record(pattern: str | Sequence[str], *, size: tuple[int, int] = (224, 224)) -> Mapped:
+    """Packed image–text pairs, decoded to `image` uint8 [*size, 3] (scaled to cover, centre cut) and `text`.
 
     Example:
-        >>> source = image_text_shards("shards/train-*.array_record", size=(224, 224))  # doctest: +SKIP
+        >>> source = array_record("shards/train-*.arrayrecord", size=(224, 224))  # doctest: +SKIP
     """
     return Mapped(Packed(pattern), image_text(*size))
 
@@ -278,8 +286,8 @@ class Tfds:
         except Exception as reason:  # TFDS raises a dozen kinds
             raise InputError(
                 f"TFDS set {os.fspath(name)!r}, split {split!r}, cannot be read ({type(reason).__name__}: {reason}). "
-                f"Prepare it once where TensorFlow is installed (tfds build {os.fspath(name)} --file_format=array_record) "
-                "and give its data_dir, or the folder with dataset_info.json."
+                f"Prepare it once where TensorFlow is installed: tfds build {os.fspath(name)} "
+                "--file_format=array_record; then give its data_dir, or the folder with dataset_info.json."
             ) from None
         self._rename = dict(rename or {})
 

@@ -8,7 +8,19 @@ from functools import partial
 import pytest
 
 from mixcon.data import catalog
-from mixcon.data.catalog import CATALOG, Check, Dataset, cache_dir, checksums, dataset, fetch, locate, verify
+from mixcon.data.catalog import (
+    CATALOG,
+    Check,
+    Dataset,
+    cache_dir,
+    check,
+    checksums,
+    dataset,
+    fetch,
+    locate,
+    table,
+    verify,
+)
 from mixcon.errors import InputError
 
 
@@ -59,7 +71,7 @@ def test_fetch_then_verify_then_locate(toy, server):
     folder = fetch("toy", server=address, progress=False)
     assert folder == cache_dir() / "toy" == locate("toy")
     assert {file: (folder / file).read_bytes() for file in toy} == toy
-    assert verify("toy") == [Check("a.txt", "ok"), Check("deep/b.txt", "ok")]
+    assert check("toy") == [Check("a.txt", "ok"), Check("deep/b.txt", "ok")]
     assert len(asked) == 2
     fetch("toy", server=address, progress=False)
     assert len(asked) == 2  # intact files are not fetched again
@@ -69,9 +81,9 @@ def test_a_damaged_file_is_seen_and_fetched_again(toy, server):
     folder = fetch("toy", server=server[0], progress=False)
     (folder / "a.txt").write_bytes(b"alphA")
     (folder / "deep/b.txt").unlink()
-    assert verify("toy") == [Check("a.txt", "differs"), Check("deep/b.txt", "missing")]
+    assert check("toy") == [Check("a.txt", "differs"), Check("deep/b.txt", "missing")]
     fetch("toy", server=server[0], progress=False)
-    assert {check.state for check in verify("toy")} == {"ok"}
+    assert {file.state for file in check("toy")} == {"ok"}
 
 
 def test_a_file_that_changed_on_the_server_is_refused_and_not_kept(toy, server):
@@ -125,7 +137,22 @@ def test_what_cannot_be_fetched_is_said_in_words():
 
 
 def test_the_embedded_set_is_intact():
-    assert verify("emoji") == [Check("emoji.parquet", "ok")]
+    assert verify("emoji") == "emoji: 1 file intact"
+
+
+def test_verify_names_what_is_wrong_and_how_to_mend_it(toy, server):
+    folder = fetch("toy", server=server[0], progress=False)
+    assert verify("toy") == "toy: 2 files intact"
+    (folder / "deep/b.txt").unlink()
+    with pytest.raises(InputError, match=r"of 2 files, deep/b.txt missing. `mixcon data fetch toy` mends it"):
+        verify("toy")
+
+
+def test_the_table_says_what_is_here():
+    (cache_dir() / "wikitext2").mkdir(parents=True)
+    lines = {line.split()[0]: line.split()[1] for line in table().splitlines()[1:]}
+    assert len(lines) == len(CATALOG)
+    assert (lines["emoji"], lines["wikitext2"], lines["stsb"], lines["mulan"]) == ("yes", "yes", "fetch", "no")
 
 
 def test_the_catalog_is_consistent():

@@ -20,7 +20,7 @@ from mixcon.data.pack import Report, pack
 from mixcon.data.pipeline import Batches
 from mixcon.data.records import BadRecord, from_bytes, read, to_bytes
 from mixcon.data.sampling import uniform
-from mixcon.data.sources import Packed, image_text_shards
+from mixcon.data.sources import Packed, array_record
 from mixcon.errors import InputError
 
 
@@ -31,9 +31,9 @@ def picture(shade, size=(9, 7), kind="PNG", mode="RGB"):
 
 
 def bomb():
-    """A small file that claims to be 20,000 x 20,000."""
+    """A small file that claims to be 9,000 x 9,000."""
     data = bytearray(picture((0, 0, 0)))
-    data[16:24] = (20_000).to_bytes(4, "big") * 2
+    data[16:24] = (9_000).to_bytes(4, "big") * 2
     import zlib
 
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -79,24 +79,25 @@ BAD = [
 def test_good_records_come_back_as_they_were(tmp_path):
     write_tar(tmp_path / "a-0.tar", GOOD)
     assert pack([str(tmp_path / "*.tar")], tmp_path / "out", progress=False) == Report(1, 3, 0, 0)
-    records = list(read(Packed(tmp_path / "out" / "*.array_record")))
+    records = list(read(Packed(tmp_path / "out" / "*.arrayrecord")))
     assert [record["key"] for record in records] == ["000", "sub/001", "002"]
     assert [record["text"] for record in records] == ["ten réd", "light gray", " blue \n"]
     assert records[0]["image"] == GOOD[0][1]
     assert records[1]["meta"] == {"width": 9, "tags": ["a"]}
     assert records[2]["label"] == 7
-    assert sorted(os.listdir(tmp_path / "out")) == ["a-0.array_record", "manifest.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a-0.arrayrecord", "manifest.json"]
 
 
 def test_bad_records_are_skipped_and_reported(tmp_path):
     write_tar(tmp_path / "mixed.tar", BAD[:5] + GOOD + BAD[5:])
     report = pack([str(tmp_path / "mixed.tar")], tmp_path / "out", progress=False)
     assert report == Report(1, 3, 8, 0)
-    lines = (tmp_path / "out" / "mixed.array_record.skipped.jsonl").read_text().splitlines()
+    assert str(report) == "1 shards, 3 records, 8 skipped (see *.skipped.jsonl)"
+    lines = (tmp_path / "out" / "mixed.arrayrecord.skipped.jsonl").read_text().splitlines()
     reasons = {line["key"]: line["reason"] for line in map(json.loads, lines)}
     assert sorted(reasons) == ["100", "101", "102", "103", "104", "105", "106", "107"]
     for key, words in {
-        "100": "unreadable image", "101": "empty caption", "102": "no image", "103": "20000 x 20000",
+        "100": "unreadable image", "101": "empty caption", "102": "no image", "103": "9000 x 9000",
         "104": "unreadable text", "105": "unreadable text", "106": "unreadable image", "107": "no caption",
     }.items():  # fmt: skip
         assert words in reasons[key]
@@ -116,7 +117,7 @@ def test_a_tar_that_breaks_off_gives_what_it_has(tmp_path, mode):
     report = pack([str(tmp_path / name)], tmp_path / "out", progress=False)
     assert 1 <= report.records < 6
     assert report.skipped == 1
-    assert "breaks off" in (tmp_path / "out" / "cut.array_record.skipped.jsonl").read_text()
+    assert "breaks off" in (tmp_path / "out" / "cut.arrayrecord.skipped.jsonl").read_text()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
@@ -137,7 +138,7 @@ def test_tables_of_paths_and_captions(tmp_path, suffix):
             csv.writer(file, delimiter="\t" if suffix == "tsv" else ",").writerows([("file", "caption"), *rows])
     arguments = {"image_column": "file", "text_column": "caption", "rows_per_shard": 4, "progress": False}
     assert pack([str(table)], tmp_path / "out", **arguments) == Report(3, 9, 1, 0)
-    records = list(read(Packed(tmp_path / "out" / "pairs-*.array_record")))
+    records = list(read(Packed(tmp_path / "out" / "pairs-*.arrayrecord")))
     assert [record["text"] for record in records] == [text for _, text in rows if text != "missing file"]
     assert [Image.open(io.BytesIO(r["image"])).getpixel((0, 0))[0] for r in records] == [
         i * 20 for i in range(10) if i != 4
@@ -157,12 +158,12 @@ def test_finished_shards_are_kept_and_changed_inputs_are_packed_again(tmp_path, 
         write_tar(tmp_path / f"s{i}.tar", GOOD)
     arguments = ([str(tmp_path / "s*.tar")], tmp_path / "out")
     pack(*arguments, progress=False)
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.array_record")}
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.arrayrecord")}
     assert pack(*arguments, progress=False) == Report(3, 9, 0, 3)
     write_tar(tmp_path / "s1.tar", GOOD[:2])
     assert pack(*arguments, progress=False) == Report(3, 7, 0, 2)
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.array_record")}
-    assert [name for name in before if before[name] != after[name]] == ["s1.array_record"]
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.arrayrecord")}
+    assert [name for name in before if before[name] != after[name]] == ["s1.arrayrecord"]
 
 
 def test_a_failure_in_the_middle_leaves_no_half_shard(tmp_path, monkeypatch):
@@ -178,7 +179,7 @@ def test_a_failure_in_the_middle_leaves_no_half_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "decode_image", failing)
     with pytest.raises(OSError, match="No space"):
         pack([str(tmp_path / "s*.tar")], tmp_path / "out", progress=False)
-    assert [p.name for p in (tmp_path / "out").glob("*.array_record")] == ["s0.array_record"]
+    assert [p.name for p in (tmp_path / "out").glob("*.arrayrecord")] == ["s0.arrayrecord"]
     monkeypatch.undo()
     assert pack([str(tmp_path / "s*.tar")], tmp_path / "out", progress=False) == Report(3, 9, 0, 1)
 
@@ -196,7 +197,7 @@ p.pack([{str(tmp_path / "s*.tar")!r}], {str(tmp_path / "killed")!r}, progress=Fa
 """
     child = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "s1.array_record").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "killed" / "s1.arrayrecord").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -204,7 +205,7 @@ p.pack([{str(tmp_path / "s*.tar")!r}], {str(tmp_path / "killed")!r}, progress=Fa
     assert report.records == 1800
     assert 1 <= report.resumed < 6
     pack([str(tmp_path / "s*.tar")], tmp_path / "whole", progress=False)
-    for shard in sorted((tmp_path / "whole").glob("*.array_record")):
+    for shard in sorted((tmp_path / "whole").glob("*.arrayrecord")):
         killed = list(read(Packed(tmp_path / "killed" / shard.name)))
         assert killed == list(read(Packed(shard)))
     assert not list((tmp_path / "killed").glob(".*.partial"))
@@ -213,12 +214,24 @@ p.pack([{str(tmp_path / "s*.tar")!r}], {str(tmp_path / "killed")!r}, progress=Fa
 def test_packed_pairs_feed_the_pipeline(tmp_path):
     write_tar(tmp_path / "a.tar", GOOD)
     pack([str(tmp_path / "a.tar")], tmp_path / "out", progress=False)
-    source = image_text_shards(str(tmp_path / "out" / "*.array_record"), size=(16, 16))
+    source = array_record(str(tmp_path / "out" / "*.arrayrecord"), size=(16, 16))
     batch = Batches(source, uniform(3, 3, shuffle=False))[0]
     assert batch["image"].shape == (3, 16, 16, 3)
     assert batch["image"][0, 8, 8].tolist() == [10, 0, 0]
     assert source[2]["text"] == "blue"
     assert source[2]["label"] == 7
+
+
+def test_a_relative_pattern_is_looked_for_where_data_lives(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", GOOD)
+    pack([str(tmp_path / "a.tar")], tmp_path / "data" / "mine", progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MIXCON_DATA", str(tmp_path / "data"))
+    assert len(Packed("mine/*.arrayrecord")) == 3
+    with pytest.raises(InputError, match=r"no ArrayRecord shards at other/\*.*MIXCON_DATA"):
+        Packed("other/*.arrayrecord")
 
 
 def test_records_on_disk_hold_no_code():
@@ -238,10 +251,10 @@ def test_mistakes_are_refused_in_words(tmp_path):
     (tmp_path / "x").mkdir()
     for path in (tmp_path / "s.tar", tmp_path / "x" / "s.tar"):
         write_tar(path, GOOD)
-    with pytest.raises(InputError, match=r"several inputs would make s\.array_record"):
+    with pytest.raises(InputError, match=r"several inputs would make s\.arrayrecord"):
         pack([str(tmp_path / "**/*.tar")], tmp_path / "out")
     write_tar(tmp_path / "bad.tar", BAD)
     with pytest.raises(InputError, match="none of the 8 records"):
         pack([str(tmp_path / "bad.tar")], tmp_path / "out", progress=False)
     with pytest.raises(InputError, match="mixcon data pack"):
-        Packed(tmp_path / "nothing-*.array_record")
+        Packed(tmp_path / "nothing-*.arrayrecord")
