@@ -187,7 +187,7 @@ class Packed:
         if not self.paths:
             raise InputError(
                 f"no ArrayRecord shards at {' '.join(patterns)}, neither from here nor in MIXCON_DATA nor in "
-                f"{cache_dir()}. `mixcon data pack` makes them from webdataset tars or a table of image paths and captions."
+                f"{cache_dir()}. `mixcon data pack` makes them from tars or from a table of image paths and captions."
             )
         self._records = ArrayRecordDataSource(self.paths)
 
