@@ -18,7 +18,7 @@ Batch = dict[str, Any]
 Transform = Callable[[Batch], Batch]
 
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtype(np.float64): np.float32}
-_MIN_SEEN = 256  # a share of bad records means nothing before this many were read
+_MIN_SEEN = 1024  # a share of bad records means little before this many were read
 
 
 def collate(records: list[Record]) -> Batch:
@@ -129,7 +129,7 @@ class Batches:
         for row, first in enumerate(wanted):
             record, index[row], skipped[row] = self._readable(max(int(first), 0))
             records.append(record)
-        self._count(len(wanted), int(skipped.sum()))
+        self._count(len(wanted), bad=False)
         batch = collate(records)
         if self.transform is not None:
             batch = self.transform(batch)
@@ -148,19 +148,18 @@ class Batches:
             except BadRecord as reason:
                 self._last_bad = f"record {index}: {reason}"
                 index = (index + 1) % len(self.source)
-                if skipped > _MIN_SEEN:
-                    self._count(skipped, skipped)
+                self._count(1, bad=True)
         raise InputError(f"none of the {len(self.source)} records can be used; the last one tried is {self._last_bad}.")
 
-    def _count(self, read: int, bad: int) -> None:
+    def _count(self, records: int, *, bad: bool) -> None:
         """Only a guard: the counts decide whether to stop, never what a batch holds."""
         with self._lock:
-            self._read += read + bad
-            self._bad += bad
-            share, seen = self._bad / max(self._read, _MIN_SEEN), self._read
-        if share > self.max_bad_share:
+            self._read += records
+            self._bad += records * bad
+            read, lost = self._read, self._bad
+        if lost > self.max_bad_share * max(read, _MIN_SEEN):
             raise InputError(
-                f"{self._bad} of {seen} records read cannot be used, more than max_bad_share={self.max_bad_share:.3g} "
+                f"{lost} of {read} records read cannot be used, more than max_bad_share={self.max_bad_share:.3g} "
                 f"allows; the last one is {self._last_bad}. Repair the data, or raise max_bad_share."
             )
 

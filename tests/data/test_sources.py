@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -186,9 +187,16 @@ def tiny_tfds(tmp_path_factory):
     return folder / "tiny" / "1.0.0"
 
 
-def test_tfds_is_read_without_tensorflow(tiny_tfds):
+def test_tfds_is_read_without_tensorflow(tiny_tfds, tmp_path):
+    """With a TensorFlow that can be found, but leaves a mark when it is imported."""
+    mark = tmp_path / "imported"
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise ImportError\n")
     command = [sys.executable, "-c", textwrap.dedent(READ), str(tiny_tfds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert not mark.exists()
     seen = json.loads(done.stdout.splitlines()[-1])
     texts = seen.pop("texts")
     assert len(set(texts)) == 8
