@@ -51,10 +51,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     if not file.is_file():
         there = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
         raise InputError(f"config file {str(file)!r} does not exist; {nearest(str(file), there)}")
-    # `experiments.<name>` is a room beside `configs/`: it is found wherever the command was started.
-    root = str(file.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    make_importable(file.resolve().parent.parent)
     values = flags.FlagValues()
     argv = ["mixcon", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -67,6 +64,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; overrides are written --config.key=value")
     return values.config
+
+
+def make_importable(*roots: pathlib.Path) -> None:
+    """Let `experiments.<name>` and `configs.<name>` be found in folders that hold these rooms."""
+    for root in roots:
+        if (root / "experiments").is_dir() and str(root) not in sys.path:
+            sys.path.insert(0, str(root))
 
 
 def refuse_unknown_key(path: str, overrides: Sequence[str], error: Exception) -> None:

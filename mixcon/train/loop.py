@@ -193,8 +193,9 @@ class Run:
     def dispatch(self, step: Any, state: TrainState, batch: dict[str, np.ndarray], number: int) -> TrainState:
         """Hand a step to the device and return at once."""
         before, was_busy = self.goodput.clock(), self.busy()
+        placed = meshes.put_batch(device_part(batch), self.sharding)
         with jax.transfer_guard("disallow"):
-            state, metrics = step(state, meshes.put_batch(device_part(batch), self.sharding))
+            state, metrics = step(state, placed)
         ran_inline = metrics["loss"].is_ready()
         if was_busy or ran_inline:
             self.goodput.seconds["step"] += self.goodput.clock() - before
