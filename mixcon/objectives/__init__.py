@@ -6,6 +6,7 @@ Every one takes features and targets of the whole batch, and gives the same valu
     >>> loss = clip(image, text, logit_scale=jnp.exp(log_scale))
 """
 
+from mixcon.objectives.batch import l2_normalize
 from mixcon.objectives.clip import clip
 from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
@@ -35,6 +36,7 @@ __all__ = [
     "empty_queue",
     "hard_negative_reweighted",
     "info_nce",
+    "l2_normalize",
     "multi_positive",
     "multi_similarity",
     "multiple_negatives_ranking",
