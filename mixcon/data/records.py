@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgpack
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Record = dict[str, Any]
 MAX_PIXELS = 1 << 26  # 67 megapixels; a small file can claim to be more than memory holds
@@ -68,6 +68,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise BadRecord("unreadable image (no known format)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
         raise BadRecord(f"unreadable image ({reason})") from None
 
