@@ -93,7 +93,7 @@ def pack(
     jobs = _jobs(inputs, image_column, text_column, rows_per_shard)
     out.mkdir(parents=True, exist_ok=True)
     manifest_path = out / "manifest.json"
-    done: dict[str, dict[str, Any]] = json.loads(manifest_path.read_text()) if manifest_path.is_file() else {}
+    done = _finished(manifest_path)
     resumed = 0
     with tqdm(total=sum(job.weight for job in jobs), desc="pack", unit_scale=True, disable=not progress) as bar:
         for number, job in enumerate(jobs, 1):
@@ -112,6 +112,13 @@ def pack(
     if not report.records:
         raise InputError(f"none of the {report.skipped} records could be used; {out}/*.skipped.jsonl says why.")
     return report
+
+
+def _finished(manifest: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none yet, or cut short by a power failure: pack again
+        return {}
 
 
 def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:

@@ -166,6 +166,14 @@ def test_finished_shards_are_kept_and_changed_inputs_are_packed_again(tmp_path, 
     assert [name for name in before if before[name] != after[name]] == ["s1.arrayrecord"]
 
 
+def test_a_damaged_manifest_only_means_to_pack_again(tmp_path):
+    write_tar(tmp_path / "s.tar", GOOD)
+    arguments = ([str(tmp_path / "s.tar")], tmp_path / "out")
+    pack(*arguments, progress=False)
+    (tmp_path / "out" / "manifest.json").write_text('{"s.arr')
+    assert pack(*arguments, progress=False) == Report(1, 3, 0, 0)
+
+
 def test_a_failure_in_the_middle_leaves_no_half_shard(tmp_path, monkeypatch):
     for i in range(3):
         write_tar(tmp_path / f"s{i}.tar", GOOD)
