@@ -54,7 +54,7 @@ def published(*, size: str, embed_dim: int, text_width: int, text_heads: int, pe
     config.steps = 390_625  # 32 epochs of 400 M pairs
     config.eval_every = 5_000  # in steps, and at the end; 0 only at the end, -1 never
     config.checkpoint = dict(every=1_000, keep=3, keep_every=50_000)  # in steps; keep_every=0 keeps only the newest
-    pairs = "mixcon.data.sources.image_text_shards"  # what `mixcon data pack` writes
+    pairs = "mixcon.data.sources.array_record"  # what `mixcon data pack` writes
     config.data = dict(
         train=dict(name=pairs, pattern="image_text/train-*.arrayrecord", size=(224, 224)),
         evals=dict(heldout=dict(name=pairs, pattern="image_text/val-*.arrayrecord", size=(224, 224))),

@@ -12,6 +12,7 @@ import numpy as np
 
 from mixcon import config as configs
 from mixcon import data, models
+from mixcon.data.records import read
 from mixcon.evals import image_text
 from mixcon.evals.embed import embed
 from mixcon.train import optim
@@ -105,8 +106,11 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
     """The tokenizer that the config names, or one trained on the captions and kept in the workdir."""
     if config.tokenizer.path:
         return data.tokenizer.load(config.tokenizer.path)
-    texts = lambda: (source[i]["text"] for i in range(len(source)))  # noqa: E731
-    return data.tokenizer.load_or_train(workdir / "tokenizer.json", texts, vocab_size=config.tokenizer.vocab_size)
+    return data.tokenizer.load_or_train(
+        workdir / "tokenizer.json",
+        lambda: (record["text"] for record in read(source)),
+        vocab_size=config.tokenizer.vocab_size,
+    )
 
 
 def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> tuple[dict, dict | None]:
@@ -115,7 +119,8 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
     if config.init_from:
         found = models.load_clip(config.init_from, scan_layers=config.model.scan_layers)
         return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, found.params
-    ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
+    ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}
     return spec | {"text": spec["text"] | ids}, None
 
 

@@ -147,18 +147,14 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
     from mixcon.data import catalog, pack
 
     if arguments.verb == "list":
-        for entry in catalog.CATALOG:
-            print(f"{entry.name:<22} {entry.what}\n{'':<22} {entry.licence}; {entry.origin or 'installed with mixcon'}")
+        print(catalog.table())
     elif arguments.verb == "fetch":
         print(catalog.fetch(arguments.dataset))
     elif arguments.verb == "verify":
-        checks = catalog.verify(arguments.dataset)
-        for check in checks:
-            print(f"{check.state:<10} {check.file}")
-        if any(check.state != "ok" for check in checks):
-            raise InputError(f"{arguments.dataset} is not as published; fetch it again: mixcon data fetch {arguments.dataset}")
+        print(catalog.verify(arguments.dataset))
     else:
-        found = pack.pack(
-            arguments.inputs, arguments.out, image_column=arguments.image_column, text_column=arguments.text_column
+        print(
+            pack.pack(
+                arguments.inputs, arguments.out, image_column=arguments.image_column, text_column=arguments.text_column
+            )
         )
-        print(f"{found.records} records in {found.shards} shards, {found.skipped} skipped (see {arguments.out})")
