@@ -7,9 +7,10 @@ An accumulator is a tuple of vectors, one entry for each row (or column):
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from mixcon.ops.reference import Reduce
 
@@ -59,7 +60,29 @@ def of_tile(kind: str, channel: Array, axis: int, position: Array) -> Accumulato
     top = channel.max(axis)
     if kind == "max":
         return top, position[channel.argmax(axis)]
+    top = lax.stop_gradient(top)  # the result does not depend on it, so neither do second derivatives
     return top, jnp.exp(channel - jnp.expand_dims(finite(top), axis)).sum(axis)
+
+
+class Cotangent(NamedTuple):
+    """What the backward pass knows of one reduction; the slope of a channel c is
+
+    sum: gradient;  logsumexp: gradient · exp(c - pivot);  max: gradient where the position is the pivot.
+    """
+
+    gradient: Array
+    pivot: Any
+
+
+def cotangent(kind: str, accumulator: Accumulator, gradient: Array) -> Cotangent:
+    """From the finished accumulator and the gradient of its value."""
+    if kind == "sum":
+        return Cotangent(gradient, ())
+    if kind == "max":
+        return Cotangent(gradient, accumulator[1])
+    # Dividing by the total, instead of subtracting its log from every logit, keeps the softmax as exact as its sum.
+    top, total = accumulator
+    return Cotangent(jnp.where(total > 0, gradient / jnp.where(total > 0, total, 1), 0), finite(top))
 
 
 def finite(top: Array) -> Array:

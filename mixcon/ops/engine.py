@@ -14,7 +14,6 @@ from mixcon.ops import accumulate, reference, streaming
 from mixcon.ops.placement import place
 from mixcon.ops.reference import Impl, Reduce, Reductions, Side, Tile, TileSize
 from mixcon.ops.schedules import Gather, Local, Ring
-from mixcon.ops.streaming import Cotangent
 
 
 def pair_reduce(
@@ -88,12 +87,13 @@ def streamed(
     def forward(floats: list[Array], structure: Any) -> tuple[dict[str, Array], Any]:
         found = schedule.forward(tile, reductions, *build(structure, floats))
         values = {name: accumulate.value(reductions[name].kind, a) for name, a in found.items()}
-        pivots = {name: _pivot(reductions[name].kind, found[name], values[name]) for name in found}
-        return values, (floats, structure, pivots)
+        return values, (floats, structure, found)
 
     def backward(kept: Any, gradients: dict[str, Array]) -> tuple[list[Array], None]:
-        floats, structure, pivots = kept
-        cotangents = {name: Cotangent(gradients[name], pivots[name]) for name in gradients}
+        floats, structure, found = kept
+        cotangents = {
+            name: accumulate.cotangent(reductions[name].kind, found[name], g) for name, g in gradients.items()
+        }
         queries, keys, shared = build(structure, floats)
         out = schedule.backward(tile, reductions, queries, keys, shared, cotangents)
         ordered = [
@@ -107,7 +107,3 @@ def streamed(
 
     run.defvjp(forward, backward)
     return run(floats, structure)
-
-
-def _pivot(kind: str, accumulator: accumulate.Accumulator, value: Array) -> Any:
-    return {"sum": (), "max": accumulator[-1], "logsumexp": value}[kind]

@@ -76,6 +76,11 @@ class Pairs:
 jax.tree_util.register_dataclass(Pairs, data_fields=["rows", "cols", "shared"], meta_fields=["rule"])
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype that sums are kept in: float64 for float64, float32 for anything less."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 def weights(tile: Array, dtype: Any = jnp.float32) -> Array:
     """A tile as weights: True is 1."""
     return tile.astype(dtype)
@@ -130,7 +135,7 @@ class _Combined:
             return jnp.where(left, right, 0)  # a mask on weights: exact zeros, and no gradient through the masked pairs
         if right.dtype == jnp.bool_ and left.dtype != jnp.bool_ and self.op != "add":
             return jnp.where(right, left, 0)
-        dtype = jnp.result_type(left.dtype, right.dtype) if jnp.bool_ not in (left.dtype, right.dtype) else jnp.float32
+        dtype = jnp.float64 if jnp.float64 in (left.dtype, right.dtype) else jnp.float32
         combine = operator.add if self.op == "add" else operator.mul
         return combine(left.astype(dtype), right.astype(dtype))
 
@@ -326,7 +331,7 @@ class _Kernel:
     def __call__(self, row: Block, col: Block, shared: Any) -> Array:
         a, b = row.data, col.data
         if not self.distance:
-            return self.kernel(jnp.dot(a, b.T, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)))
+            return self.kernel(jnp.dot(a, b.T, preferred_element_type=wide(a.dtype)))
         if a.ndim == 1:
             return self.kernel(jnp.abs(a[:, None] - b[None, :]))
         return self.kernel(jnp.linalg.norm(a[:, None, :] - b[None, :, :], axis=-1))

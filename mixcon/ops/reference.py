@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from mixcon.ops.pairs import Block
+from mixcon.ops.pairs import Block, wide
 
 Impl = Literal["auto", "dense", "tiled", "ring", "gather"]
 Tile = Callable[[Any, Block, Block, Any], Mapping[str, Array]]
@@ -36,9 +36,7 @@ class Side(NamedTuple):
 def similarity(queries: Any, keys: Any) -> Any:
     """q kᵀ, accumulated in float32 (float64 stays float64); tuples give tuples."""
     return jax.tree.map(
-        lambda q, k: lax.dot_general(
-            q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.promote_types(q.dtype, jnp.float32)
-        ),
+        lambda q, k: lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=wide(q.dtype)),
         queries,
         keys,
     )

@@ -14,9 +14,9 @@ import jax
 from jax import lax
 
 from mixcon.ops import streaming
-from mixcon.ops.accumulate import Accumulator, merge_all
+from mixcon.ops.accumulate import Accumulator, Cotangent, merge_all
 from mixcon.ops.reference import Reductions, Side, Tile, TileSize
-from mixcon.ops.streaming import Cotangent, Gradients, Grid
+from mixcon.ops.streaming import Gradients, Grid
 
 Axis = str | tuple[str, ...]
 

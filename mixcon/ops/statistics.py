@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from mixcon.errors import InputError
 from mixcon.ops import checks
 from mixcon.ops.engine import pair_reduce
-from mixcon.ops.pairs import Block, Pairs, Shift, identity, valid, weights
+from mixcon.ops.pairs import Block, Pairs, Shift, identity, valid, weights, wide
 from mixcon.ops.reference import Impl, Reduce
 
 
@@ -57,7 +57,7 @@ def pair_statistics(
     checks.features(queries, keys)
     checks.positive("scale", scale)
     checks.positive("col_scale", col_scale)
-    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    dtype = wide(queries.dtype)
     num_rows, num_cols = queries.shape[0], keys.shape[0]
     row_scale = anchor_scale("scale", scale, num_rows, dtype)
     if col_scale is None and symmetric and row_scale.ndim == 1:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mixcon.ops import accumulate
-from mixcon.ops.accumulate import Accumulator
-from mixcon.ops.pairs import Block
+from mixcon.ops.accumulate import Accumulator, Cotangent
+from mixcon.ops.pairs import Block, wide
 from mixcon.ops.reference import Reduce, Side, Tile, similarity
 
 
@@ -44,6 +44,13 @@ class Window(NamedTuple):
     col: Array
     fresh_rows: Array | None
     fresh_cols: Array | None
+
+
+def over_tiles(grid: Grid, step: Callable[[Any, Array], tuple[Any, None]], start: Any) -> Any:
+    """Carry `start` through `step(carry, t)` for every tile; a single tile needs no loop."""
+    if grid.steps == 1:
+        return step(start, jnp.int32(0))[0]
+    return lax.scan(step, start, jnp.arange(grid.steps, dtype=jnp.int32))[0]
 
 
 def window(grid: Grid, t: Array, valid_rows: Array | None, valid_cols: Array | None) -> Window:
@@ -91,12 +98,12 @@ def forward(
         return new, None
 
     start = nothing(reductions, queries, keys)
-    return lax.scan(step, start, jnp.arange(grid.steps, dtype=jnp.int32))[0]
+    return over_tiles(grid, step, start)
 
 
 def nothing(reductions: Mapping[str, Reduce], queries: Side, keys: Side) -> dict[str, Accumulator]:
     """Accumulators before the first tile."""
-    dtype = accumulator_dtype(jax.tree.leaves(queries.features)[0])
+    dtype = wide(jax.tree.leaves(queries.features)[0].dtype)
     size = {"row": queries.block.position.shape[0], "col": keys.block.position.shape[0]}
     start = {name: accumulate.empty(r.kind, size[r.per], dtype) for name, r in reductions.items()}
     return vary(start, like=(queries, keys))
@@ -121,13 +128,6 @@ def fresh(channel: Array, at: Window, fill: float) -> Array:
     if at.fresh_cols is not None:
         channel = jnp.where(at.fresh_cols[None, :], channel, fill)
     return channel
-
-
-class Cotangent(NamedTuple):
-    """What the backward pass knows of one reduction: the incoming gradient, and the finished accumulator's essence."""
-
-    gradient: Array
-    pivot: Any  # the logsumexp, or the position of the maximum; () for a sum
 
 
 class Gradients(NamedTuple):
@@ -166,7 +166,8 @@ def backward(
             row = Block(q.block.position, row_build(q.block.data, rows))
             col = Block(k.block.position, col_build(k.block.data, cols))
             out = tile(sim, row, col, shared_build(shared, rest))
-            return {name: out[name] for name in {r.channel for r in reductions.values()}}
+            # A channel of constants is the same on every device, but its slope is not.
+            return vary({name: out[name] for name in {r.channel for r in reductions.values()}}, like=(q, k))
 
         channels, pullback = jax.vjp(channels_of, sim, row_floats, col_floats, shared_leaves)
         slopes = {
@@ -182,7 +183,7 @@ def backward(
         return Gradients(own[0], own[1], other[0], other[1], add(carry.shared, d_shared)), None
 
     start = no_gradients(queries, keys, shared)
-    return lax.scan(step, start, jnp.arange(grid.steps, dtype=jnp.int32))[0]
+    return over_tiles(grid, step, start)
 
 
 def no_gradients(queries: Side, keys: Side, shared: Any) -> Gradients:
@@ -194,7 +195,7 @@ def no_gradients(queries: Side, keys: Side, shared: Any) -> Gradients:
         split_floats(keys.block.data)[0],
         split_floats(shared)[0],
     )
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x)), floats)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), floats)
     return vary(start, like=(queries, keys))
 
 
@@ -221,7 +222,7 @@ def _slope(
         elif r.kind == "max":
             total += jnp.where(position == cot.pivot, cot.gradient, 0)
         else:
-            total += cot.gradient * jnp.exp(channel - accumulate.finite(cot.pivot))
+            total += cot.gradient * jnp.exp(channel - cot.pivot)
     return total
 
 
@@ -245,10 +246,6 @@ def vary(tree: Any, like: Any, axes: tuple[str, ...] = ()) -> Any:
 
 def add(total: Any, update: Any) -> Any:
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, update)
-
-
-def accumulator_dtype(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def split_floats(tree: Any) -> tuple[list[Array], Callable[[Any, list[Array]], Any]]:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from mixcon.ops import checks
 from mixcon.ops.engine import pair_reduce
-from mixcon.ops.pairs import Block, Pairs, Shift, everything, identity, weights
+from mixcon.ops.pairs import Block, Pairs, Shift, everything, identity, weights, wide
 from mixcon.ops.reference import Impl, Reduce
 from mixcon.ops.statistics import log_weighted
 
@@ -46,7 +46,7 @@ def pairwise_sigmoid(
     """
     checks.features(queries, keys)
     checks.positive("scale", scale)
-    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    dtype = wide(queries.dtype)
     scale, bias = jnp.asarray(scale, dtype), jnp.asarray(bias, dtype)
     positives = identity() if positives is None else positives
     aligned = positives.rule == Shift(0) and queries.shape[0] == keys.shape[0] and included is None
@@ -116,7 +116,7 @@ def gaussian_potential(
     """
     keys = queries if keys is None else keys
     checks.features(queries, keys)
-    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    dtype = wide(queries.dtype)
     included = everything() if included is None else included
     square_q = jnp.square(queries.astype(dtype)).sum(1)
     square_k = jnp.square(keys.astype(dtype)).sum(1)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from mixcon.errors import InputError
 from mixcon.ops import streaming
 from mixcon.ops.accumulate import NOWHERE
-from mixcon.ops.pairs import Pairs
+from mixcon.ops.pairs import Pairs, wide
 from mixcon.ops.placement import place
 from mixcon.ops.reference import Impl, Side, TileSize, similarity
 from mixcon.ops.schedules import Gather, Local, Ring, grid, pass_on
@@ -78,10 +78,10 @@ def top_k(
                 after = jax.tree.map(lambda a, b: jnp.where(fresh_rows[:, None], a, b), after, before)
             return streaming.put(found, at.row, after), None
 
-        return lax.scan(step, found, jnp.arange(cut.steps, dtype=jnp.int32))[0]
+        return streaming.over_tiles(cut, step, found)
 
     def streamed(schedule: Local | Ring | Gather, row: Side, col: Side, shared: Any) -> dict[str, Array]:
-        dtype = jnp.promote_types(row.features.dtype, jnp.float32)
+        dtype = wide(row.features.dtype)
         found = {
             "similarity": jnp.full((_size(row), k), -jnp.inf, dtype),
             "indices": jnp.full((_size(row), k), NOWHERE, jnp.int32),
