@@ -50,7 +50,7 @@ def low_frequency(
         )
         wave = wave[:, :height]
     elif spectrum == "intended":
-        wave = (jax.lax.complex(noise[..., 0], noise[..., 1]) * scale[None])[:, :, : width // 2 + 1]
+        wave = jax.lax.complex(*(noise[..., i] * scale[None] for i in (0, 1)))[:, :, : width // 2 + 1]
     else:
         raise InputError(f"spectrum must be 'published' or 'intended'; got {spectrum!r}.")
     image = jnp.fft.irfft2(wave, s=(height, width))

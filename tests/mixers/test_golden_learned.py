@@ -32,13 +32,13 @@ def prefixed(case, prefix, side="inp"):
 
 
 def check_linear(close, layer_grad, grads, name, floor=0.0):
-    for ours, key, turn in ((layer_grad.kernel, "weight", kernel), (layer_grad.bias, "bias", f32)):
+    for ours, key, turn in (("kernel", "weight", kernel), ("bias", "bias", f32)):
         if f"{name}.{key}" in grads:
             expected = np.asarray(turn(grads[f"{name}.{key}"]))
             if np.abs(expected).max() > floor:
-                close(ours[...], expected, 2e-5)
+                close(getattr(layer_grad, ours)[...], expected, 2e-5)
             else:
-                np.testing.assert_allclose(ours[...], expected, atol=1e-7)
+                np.testing.assert_allclose(getattr(layer_grad, ours)[...], expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -175,11 +175,12 @@ def test_a_whole_adautomix_step(golden, nhwc, close, index):
         return total + clean + learned.adversarial_generator_loss(mce, cosine, adversarial, beta=float(inp["beta"]))
 
     student = {k: v for k, v in given.items() if "_q." in k and not k.startswith("mix_block")}
-    value, grads = jax.value_and_grad(loss)(student, net)
+    (value, grads), graph = jax.jit(
+        lambda student, net: (jax.value_and_grad(loss)(student, net), nnx.grad(lambda n: loss(student, n))(net))
+    )(student, net)
     close(value, out["loss"])
     for name, grad in grads.items():
         close(grad, out[f"grad/{name}"], 2e-5)
-    graph = nnx.grad(lambda n: loss(student, n))(net)
     expected = prefixed(case, "grad/mix_block.", "out")
     for ours, theirs in (("query", "conv_q.conv"), ("key", "conv_k.conv"), ("value", "conv_v")):
         check_linear(close, getattr(graph, ours), expected, theirs, floor=1e-6)
