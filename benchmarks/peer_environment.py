@@ -1,0 +1,37 @@
+"""A virtual environment with the libraries that the contrastive benchmark compares with; the package needs none.
+
+torch, numpy and scikit-learn are installed with their dependencies; the loss libraries without theirs, because those
+bring in torchvision, which the losses do not use (`torch_peers` loads the loss modules alone).
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+PLAIN = ["torch==2.13.0", "numpy>=2", "scikit-learn>=1.5", "tqdm"]
+ALONE = ["open_clip_torch==3.3.0", "pytorch-metric-learning==2.9.0", "lightly==1.6.0"]
+
+
+def default_folder() -> Path:
+    """Beside other caches, named after what it holds."""
+    name = hashlib.sha256(" ".join([sys.version, *PLAIN, *ALONE]).encode()).hexdigest()[:12]
+    root = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
+    return Path(root) / f"mixcon-peers-{name}"
+
+
+def ensure(folder: Path | None = None) -> Path:
+    """The environment's Python, made when it is not there (half a gigabyte; minutes the first time)."""
+    folder = default_folder() if folder is None else folder
+    python, done = folder / "bin" / "python", folder / "complete"
+    if not done.exists():
+        print(f"making the peers' environment in {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, *PLAIN], check=True)
+        subprocess.run([*install, "--no-deps", *ALONE], check=True)
+        done.touch()
+    return python
