@@ -34,7 +34,7 @@ CASES = {  # topology -> widths: every width on one pod, the middle one on the o
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
-GIB = 2**30
+OPERATION = re.compile(r" = (.*?) ([a-z][a-z0-9-]*)\((.*)")  # layouts have brackets too, but none after a space
 
 
 # --- reading a compiled program --------------------------------------------------------------------------------------
@@ -59,9 +59,11 @@ def read_program(text: str) -> Program:
     while todo:
         name, times = todo.pop()
         for line in bodies[name]:
-            result, _, rest = line.partition(" = ")[2].partition("(") if " = " in line else ("", "", "")
+            operation = OPERATION.search(line)
+            if operation is None:
+                continue
+            result, opcode, rest = operation.groups()
             largest = max([largest, *(_elements(dims) for _, dims in ARRAY.findall(result))])
-            opcode = result.split()[-1] if result.split() else ""
             kind = opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 arrays = ARRAY.findall(result)

@@ -66,7 +66,10 @@ def test_extremes_are_finite_and_equal(case):
     want = loss_and_gradient(q, k, scale, y, y, "dense", None, "in")
     got = loss_and_gradient(q, k, scale, y, y, "tiled", (5, 5), "in")
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(got))
-    assert_same(got, want, 1e-4)
+    # Where every row is the same the exact gradient is zero, and what is left is rounding at logits of 400.
+    np.testing.assert_allclose(got[0][0], want[0][0], rtol=1e-5)
+    for x, y in zip(got[1], want[1], strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-3 if case == "identical_rows" else 1e-4 * np.abs(y).max())
 
 
 def test_identical_rows_have_the_loss_of_chance():
