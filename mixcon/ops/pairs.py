@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mixcon.errors import InputError
+from mixcon.ops import checks
 
 
 class Block(NamedTuple):
@@ -258,7 +259,7 @@ def _slot_sum(row_ids: Array, row_weights: Array, col_ids: Array, col_weights: A
 
 
 def same_label(labels: ArrayLike, key_labels: ArrayLike | None = None) -> Pairs:
-    """Query and key of the same class: T_ij = [y_i = y'_j], labels [B] and [N] integers (self included).
+    """Query and key of the same class: T_ij = [y_i = y'_j], labels [B] and [N] (self included).
 
     Leave the sample itself out with `same_label(y) & not_self()`.
     """
@@ -294,6 +295,7 @@ def slots(
     """
     ids, weight = jnp.asarray(ids), jnp.asarray(weight)
     ids, weight = (ids[:, None], weight[:, None]) if ids.ndim == 1 else (ids, weight)
+    checks.nonnegative("weight", weight)
     if ids.shape != weight.shape:
         raise InputError(f"ids and weight must have one shape [B, k], got {ids.shape} and {weight.shape}.")
     if key_ids is None:
@@ -301,6 +303,7 @@ def slots(
     key_ids = jnp.asarray(key_ids)
     key_weight = jnp.ones(key_ids.shape, weight.dtype) if key_weight is None else jnp.asarray(key_weight)
     key_ids, key_weight = (key_ids[:, None], key_weight[:, None]) if key_ids.ndim == 1 else (key_ids, key_weight)
+    checks.nonnegative("key_weight", key_weight)
     if key_ids.shape != key_weight.shape:
         raise InputError(f"key_ids and key_weight must have one shape [N, k], got {key_ids.shape}, {key_weight.shape}.")
     return Pairs(_slots, (ids, weight), (key_ids, key_weight))
@@ -316,6 +319,7 @@ def mixed(partner: ArrayLike, weight: ArrayLike, side: Literal["queries", "keys"
     partner, weight = jnp.asarray(partner, jnp.int32), jnp.asarray(weight)
     if partner.shape != weight.shape or partner.ndim not in (1, 2):
         raise InputError(f"partner and weight must both be [B] or [B, k], got {partner.shape} and {weight.shape}.")
+    checks.nonnegative("weight", weight)
     pairs = Pairs(_mixed, (partner, weight)) if partner.ndim == 1 else slots(partner, weight)
     return pairs if side == "queries" else pairs.T
 
@@ -382,4 +386,5 @@ def dense(matrix: ArrayLike) -> Pairs:
     matrix = jnp.asarray(matrix)
     if matrix.ndim != 2:
         raise InputError(f"matrix must be [B, N], got shape {matrix.shape}.")
+    checks.nonnegative("matrix", matrix)
     return Pairs(_dense, matrix)

@@ -40,6 +40,8 @@ def place(
     """Check the arrays, choose a schedule, and run `dense` or `streamed` there; `per` says whose axis a result has."""
     if impl not in get_args(Impl):
         raise InputError(f"impl must be one of {', '.join(get_args(Impl))}; got {impl!r}.")
+    if tile_size is not None and min(tile_size if isinstance(tile_size, tuple) else (tile_size,)) < 1:
+        raise InputError(f"tile_size must be positive, got {tile_size}.")
     queries, keys, rows, cols, shared = jax.tree.map(jnp.asarray, (queries, keys, rows, cols, shared))
     checks.features(queries, keys)
     sizes = {"row": _size(queries), "col": _size(keys)}
