@@ -1,6 +1,7 @@
 """The sharded gradient is the single-device gradient, on data where every example differs, over every mesh."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -144,9 +145,7 @@ def test_the_ring_holds_no_share_by_batch_buffer():
     with jax.set_mesh(mesh_of("8")):
         step = jax.jit(jax.value_and_grad(functools.partial(loss, impl="ring"), (0, 1, 2)))
         text = step.lower(x, x, s, y, y, w, w).compile().as_text()
-    sizes = [
-        np.prod([int(d) for d in dims.split(",") if d]) for dims in __import__("re").findall(r"\w\[([\d,]*)\]", text)
-    ]
+    sizes = [np.prod([int(d) for d in dims.split(",") if d]) for dims in re.findall(r"\w\[([\d,]*)\]", text)]
     assert max(sizes) < 2048 * 2048 / 8
     assert "collective-permute" in text
     assert "all-gather" not in text
