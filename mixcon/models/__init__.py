@@ -3,7 +3,7 @@
 from mixcon.models.build import build
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
-from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head
+from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
 from mixcon.models.resnet import resnet
@@ -26,6 +26,7 @@ __all__ = [
     "mlp_head",
     "modified_resnet",
     "path_names",
+    "read_logit_scale",
     "resnet",
     "sincos_2d",
     "stack_blocks",

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -132,8 +133,18 @@ class LogitScale(nnx.Module):
 
     def __call__(self) -> tuple[Array, Array | None]:
         """(scale, bias or None)."""
-        scale = jnp.exp(self.log[...]) if hasattr(self, "log") else 1.0 / self.temperature[...]
-        return scale, self.bias[...] if hasattr(self, "bias") else None
+        names = ("log", "temperature", "bias")
+        return read_logit_scale({name: getattr(self, name)[...] for name in names if hasattr(self, name)})
+
+
+def read_logit_scale(params: Mapping[str, Array]) -> tuple[Array, Array | None]:
+    """(scale, bias or None) from the parameters of a `LogitScale`, for a loss that sees parameters and no module.
+
+    Example:
+        >>> scale, bias = read_logit_scale(params["logit_scale"])
+    """
+    scale = jnp.exp(params["log"]) if "log" in params else 1.0 / params["temperature"]
+    return scale, params.get("bias")
 
 
 def clamp_logit_scale(params: Any, *, low: float = 1.0, high: float = 100.0) -> Any:

@@ -18,6 +18,7 @@ from mixcon.models import (
     l2_normalize,
     mlp_head,
     modified_resnet,
+    read_logit_scale,
     text_transformer,
     vit,
 )
@@ -72,6 +73,7 @@ def test_logit_scale_starts_where_it_is_told(options, scale, bias):
     (got_scale, got_bias), _ = model.apply(params, extra, method=lambda m, train, key: m())
     assert float(got_scale) == pytest.approx(scale, rel=1e-6)
     assert got_bias == bias
+    assert read_logit_scale(params) == (got_scale, got_bias)
     assert {leaf.shape for leaf in jax.tree.leaves(params)} == {()}
 
 
