@@ -155,17 +155,24 @@ def clamp_logit_scale(params: Any, *, low: float = 1.0, high: float = 100.0) -> 
 
     Args:
         params: parameter dict, any depth.
-        low, high: bounds of the multiplier (not of its logarithm).
+        low, high: bounds of the multiplier (not of its logarithm); 0 and infinity for none.
 
     Returns:
         The same tree.
 
+    Raises:
+        InputError: bounds that are not 0 <= low <= high, high > 0.
+
     Reference: Radford et al. 2021, section 2.5 (upper bound 100).
     """
 
+    if not (0 <= low <= high and high > 0):
+        raise InputError(f"low={low} and high={high} must satisfy 0 <= low <= high with high > 0.")
+    log_low, longest = (math.log(low), 1 / low) if low > 0 else (-math.inf, math.inf)
+
     def clamp(path: str, x: Array) -> Array:
         if path.endswith("logit_scale/log"):
-            return jnp.clip(x, math.log(low), math.log(high))
-        return jnp.clip(x, 1 / high, 1 / low) if path.endswith("logit_scale/temperature") else x
+            return jnp.clip(x, log_low, math.log(high))
+        return jnp.clip(x, 1 / high, longest) if path.endswith("logit_scale/temperature") else x
 
     return map_with_path(clamp, params)

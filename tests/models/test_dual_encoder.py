@@ -89,6 +89,11 @@ def test_clamp_is_on_the_parameter_and_on_nothing_else():
     assert (float(clamped["a/logit_scale/bias"]), float(clamped["log"])) == (-10.0, 9.0)
     low = clamp_logit_scale({"logit_scale": {"log": jnp.asarray(-1.0)}})
     assert float(low["logit_scale"]["log"]) == 0.0
+    free = clamp_logit_scale(params | {"b": {"logit_scale": {"log": jnp.asarray(-9.0)}}}, low=0.0, high=float("inf"))
+    assert float(free["a"]["logit_scale"]["log"]) == 5.0
+    assert float(free["b"]["logit_scale"]["log"]) == -9.0
+    with pytest.raises(InputError, match="0 <= low <= high"):
+        clamp_logit_scale(params, low=2.0, high=1.0)
 
 
 def test_zero_features_normalise_to_zero_with_finite_gradient():
@@ -130,6 +135,27 @@ def test_clip_models_have_the_published_number_of_parameters(image, width, embed
     else:
         make = dual_encoder(vit(**image, pre_norm=True, patch_bias=False, scan_layers=True), text, embed_dim)
     assert count(jax.eval_shape(functional(make).init, jax.random.key(0))[0]) == expected
+
+
+def test_siglip_base_has_the_published_number_of_parameters():
+    spec = {
+        "name": "dual_encoder",
+        "embed_dim": 768,
+        "image_projection": "none",
+        "text_projection": "linear_bias",
+        "logit_bias": -10.0,
+        "scan_layers": True,
+        "image": {"name": "vit", "size": "B/16", "pool": "map"},
+        "text": {
+            "name": "text_transformer",
+            "size": "B",
+            "vocab_size": 32000,
+            "context_length": 64,
+            "causal": False,
+            "pool": "last",
+        },
+    }
+    assert count(jax.eval_shape(functional(build(spec)).init, jax.random.key(0))[0]) == 203_155_970
 
 
 def test_a_config_dict_describes_a_model_and_hands_its_dtype_down():
