@@ -58,6 +58,17 @@ def nonnegative(name: str, value: Any) -> None:
         raise InputError(f"{name} must be finite and not negative, got {known.min()} .. {known.max()}.")
 
 
+def some_positive(name: str, mass: Array, mask: Any) -> None:
+    """Refuse anchors, other than padding, that have no positive."""
+    known, kept = concrete(mass), True if mask is None else concrete(mask)
+    if known is None or kept is None:
+        raise InputError("empty='error' looks at values, so it works outside jit; under jit read `without_positive`.")
+    if lacking := np.flatnonzero((known <= 0) & kept).tolist():
+        raise InputError(
+            f"positives: {len(lacking)} of the {name} have none, e.g. {lacking[:5]}; empty='zero' allows it."
+        )
+
+
 def unit_norm(name: str, value: Array, tolerance: float = 1e-2) -> None:
     """Refuse rows that are not of unit length (only where the values are known, that is outside jit)."""
     known = concrete(value)

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mixcon.errors import InputError
+from mixcon.ops import checks
 from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs, everything, weights
 from mixcon.ops.reference import Impl, Reduce
@@ -73,6 +74,7 @@ def contrastive_cross_entropy(
     col_mask: ArrayLike | None = None,
     banks: Sequence[Bank] = (),
     row_keys: Array | None = None,
+    empty: Literal["zero", "error"] = "zero",
     impl: Impl = "auto",
     tile_size: int | tuple[int, int] | None = None,
     axis_name: str | None = None,
@@ -93,13 +95,14 @@ def contrastive_cross_entropy(
       symmetric: return the key direction too, from the same tiles.
       row_mask, col_mask: [B], [N] bool, False for padding: those anchors have loss 0 and appear in no denominator.
       banks: further keys for the query direction. row_keys: [B, M, D] further negatives of each query's own.
+      empty: an anchor without a positive costs 0 and is counted (`without_positive`), or is an error (outside jit).
       impl, tile_size, axis_name: see `pair_reduce`. Under `axis_name`, banks are local to the device.
 
     Returns:
       `CrossEntropy` with per-anchor losses and statistics; take the mean yourself.
 
     Raises:
-      InputError: shapes that do not fit, or a scale that is not above zero.
+      InputError: shapes that do not fit, a scale that is not above zero, or, when asked, an anchor without a positive.
 
     Example:
       >>> ce = contrastive_cross_entropy(image, text, scale=jnp.exp(log_scale), symmetric=True)
@@ -149,7 +152,12 @@ def contrastive_cross_entropy(
         extra = jax.nn.logsumexp(own, axis=1)
         row = row._replace(log_denominator=jnp.logaddexp(row.log_denominator, extra))
     rows = _direction(row, form, normalize_targets)
-    return CrossEntropy(rows, _direction(col, form, normalize_targets) if col is not None else None)
+    cols = None if col is None else _direction(col, form, normalize_targets)
+    if empty == "error":
+        checks.some_positive("queries", rows.mass, row_mask)
+        if cols is not None:
+            checks.some_positive("keys", cols.mass, col_mask)
+    return CrossEntropy(rows, cols)
 
 
 def per_positive_cross_entropy(

@@ -40,6 +40,10 @@ REFUSED = {
     "size must be at least 1": lambda: pairs.block(0),
     "impl must be one of auto, dense": lambda: CE(Q, K, impl="fast"),
     "form must be 'out' or 'in'": lambda: CE(Q, K, form="mean"),
+    "positives: 2 of the queries have none, e.g. [0, 3]": lambda: CE(
+        Q, K, positives=pairs.same_label(np.array([8, 1, 2, 9]), np.array([0, 1, 2, 3, 4])), empty="error"
+    ),
+    "empty='error' looks at values": lambda: jax.jit(lambda q: CE(q, K, empty="error").rows.loss)(Q),
     "impl='ring' needs a mesh": lambda: CE(Q, K, impl="ring"),
     "row_keys must be [B, M, D]": lambda: CE(Q, K, row_keys=jnp.ones((4, 3))),
     "tile_size must be positive": lambda: CE(Q, K, impl="tiled", tile_size=0),
