@@ -73,10 +73,27 @@ def published(*, size: str, embed_dim: int, text_width: int, text_heads: int, pe
         dtype="bfloat16",  # of the computation; parameters stay float32
         remat=True,
         scan_layers=True,
-        image=dict(name="vit", size=size, image_size=224, pool="cls", pre_norm=True, patch_bias=False,
-                   activation="quick_gelu", norm_eps=1e-5),  # fmt: skip
-        text=dict(name="text_transformer", width=text_width, heads=text_heads, depth=12, context_length=77,
-                  causal=True, pool="eos", activation="quick_gelu", norm_eps=1e-5),  # fmt: skip
+        image=dict(
+            name="vit",
+            size=size,
+            image_size=224,
+            pool="cls",
+            pre_norm=True,
+            patch_bias=False,
+            activation="quick_gelu",
+            norm_eps=1e-5,
+        ),
+        text=dict(
+            name="text_transformer",
+            width=text_width,
+            heads=text_heads,
+            depth=12,
+            context_length=77,
+            causal=True,
+            pool="eos",
+            activation="quick_gelu",
+            norm_eps=1e-5,
+        ),
     )
     config.schedule = dict(peak=peak, warmup_steps=2_000, decay="cosine", end=0.0)
     config.optimizer = dict(

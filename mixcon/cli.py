@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import os
 import pathlib
 import sys
@@ -26,8 +27,11 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--debug", action="store_true", help="show tracebacks")
         return added
 
-    train = command("train", "train a config, or go on where its workdir stands",
-                    epilog="any config value can be set: --config.batch_size=128 (ml_collections flags)")
+    train = command(
+        "train",
+        "train a config, or go on where its workdir stands",
+        epilog="any config value can be set: --config.batch_size=128 (ml_collections flags)",
+    )
     train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/clip.py:small")
     train.add_argument("--workdir", required=True, help="folder of the run; an existing run is resumed")
     train.add_argument("--allow-config-change", action="store_true", help="resume under a changed config")
@@ -64,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, rest = parser().parse_known_args(argv)
     if rest and arguments.command != "train":
         parser().error(f"unknown argument {rest[0]}")
+    if not arguments.debug:  # what these would say about a failed save is said in our own words
+        for noisy in ("absl", "asyncio", "concurrent.futures"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
+        sys.excepthook = lambda *_: None  # every exception is caught below; this is for the savers' native threads
     try:
         {"train": run_train, "eval": run_eval, "list": run_list, "report": run_report, "data": run_data}[
             arguments.command
@@ -90,9 +98,7 @@ def run_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = configs.load(arguments.config, overrides)
     from mixcon.train import distributed, loop
 
-    distributed.initialize(
-        coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
-    )
+    distributed.initialize(coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process)
     loop.train(
         config, arguments.workdir, progress=not arguments.no_progress, allow_config_change=arguments.allow_config_change
     )

@@ -164,6 +164,7 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 def from_json(text: str) -> ml_collections.ConfigDict:
     """Inverse of `to_json` up to tuples, which come back as tuples."""
+
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: restore(inner) for key, inner in value.items()}

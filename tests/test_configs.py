@@ -32,7 +32,7 @@ def test_every_config_file_is_listed_here():
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_resolved_text_is_the_golden_one(name, variant):
-    """`WRITE_GOLDEN=1 pytest tests/test_configs.py` writes it anew: the diff shows what a change does to every config."""
+    """`WRITE_GOLDEN=1 pytest tests/test_configs.py` writes them anew; the diff shows what a change does to all."""
     text = configs.to_json(configs.load(f"configs/{name}.py:{variant}")) + "\n"
     path = GOLDEN / f"{name}-{variant}.json"
     if os.environ.get("WRITE_GOLDEN"):

@@ -50,7 +50,11 @@ def retrieval_report(image_ND: np.ndarray, text_ND: np.ndarray, records: Sequenc
     note = f"{len(records)} candidates; queries spread evenly over the set."
     for side, query, corpus in (("image_to_text", image_ND, text_ND), ("text_to_image", text_ND, image_ND)):
         best = top_k(query[chosen], corpus, min(RESULTS, len(corpus)))[1]
-        images = {"query_images": thumbnails(records, chosen), "result_texts": texts[best], "truth_texts": texts[chosen]}
+        images = {
+            "query_images": thumbnails(records, chosen),
+            "result_texts": texts[best],
+            "truth_texts": texts[chosen],
+        }
         if side == "text_to_image":
             found = thumbnails(records, best.ravel())
             images = {
@@ -58,20 +62,26 @@ def retrieval_report(image_ND: np.ndarray, text_ND: np.ndarray, records: Sequenc
                 "result_images": found.reshape(*best.shape, *found.shape[1:]),
                 "truth_images": thumbnails(records, chosen),
             }
-        yield f"grid/{side}", artifacts.retrieval_grid(
-            **images,
-            result_correct=captions[best] == captions[chosen][:, None],
-            ranks=ranks(query[chosen], corpus, relevant=(captions[chosen], captions)),
-            title=f"{side.replace('_', ' ').capitalize()}, {name}",
-            caption=note,
+        yield (
+            f"grid/{side}",
+            artifacts.retrieval_grid(
+                **images,
+                result_correct=captions[best] == captions[chosen][:, None],
+                ranks=ranks(query[chosen], corpus, relevant=(captions[chosen], captions)),
+                title=f"{side.replace('_', ' ').capitalize()}, {name}",
+                caption=note,
+            ),
         )
     left, right = np.random.default_rng(0).integers(0, len(records), (2, NEGATIVES))
     other = captions[left] != captions[right]
-    yield "similarities", artifacts.histogram(
-        (image_ND * text_ND).sum(1),
-        (image_ND[left] * text_ND[right]).sum(1)[other],
-        title=f"Cosine of image and text, {name}",
-        caption="Matching pairs against pairs drawn at random.",
+    yield (
+        "similarities",
+        artifacts.histogram(
+            (image_ND * text_ND).sum(1),
+            (image_ND[left] * text_ND[right]).sum(1)[other],
+            title=f"Cosine of image and text, {name}",
+            caption="Matching pairs against pairs drawn at random.",
+        ),
     )
 
 
@@ -83,15 +93,18 @@ def map_report(
     image_xy, text_xy = project(image_ND[rows], text_ND[rows], method="tsne", center_modalities=True)
     names, labels = np.unique([records[row][label] for row in rows], return_inverse=True)
     shown = spaced(len(rows), THUMBNAILS)
-    yield "map", artifacts.embedding_map(
-        image_xy,
-        text_xy,
-        labels=labels,
-        names=list(names),
-        thumbnails=thumbnails(records, rows[shown]),
-        thumbnail_index=shown,
-        title=f"Images and texts in one plane, {name}",
-        caption="t-SNE of both; each modality's mean is taken out first.",
+    yield (
+        "map",
+        artifacts.embedding_map(
+            image_xy,
+            text_xy,
+            labels=labels,
+            names=list(names),
+            thumbnails=thumbnails(records, rows[shown]),
+            thumbnail_index=shown,
+            title=f"Images and texts in one plane, {name}",
+            caption="t-SNE of both; each modality's mean is taken out first.",
+        ),
     )
 
 
@@ -119,15 +132,16 @@ def zero_shot_report(
 def probe_report(
     image_ND: np.ndarray, labels_N: Sequence[str], train_ND: np.ndarray, train_labels_N: Sequence[str]
 ) -> Yielded:
-    """Nearest neighbours and a closed-form linear probe from training images to held-out ones, on classes that both have."""
+    """Nearest neighbours and a closed-form linear probe from known images to held-out ones, on classes of both."""
     names = sorted(set(labels_N) & set(train_labels_N))
     codes = {label: code for code, label in enumerate(names)}
     here, there = ([row for row, label in enumerate(labels) if label in codes] for labels in (labels_N, train_labels_N))
     if len(names) < 2:
         return
     truth, known = np.asarray([codes[labels_N[r]] for r in here]), np.asarray([codes[train_labels_N[r]] for r in there])
-    yield from ((f"knn/{k}", v) for k, v in knn(train_ND[there], known, image_ND[here], truth).items())
-    yield from ((f"probe/{k}", v) for k, v in linear_probe(train_ND[there], known, image_ND[here], truth, method="ridge").items())
+    sets = (train_ND[there], known, image_ND[here], truth)
+    yield from ((f"knn/{key}", value) for key, value in knn(*sets).items())
+    yield from ((f"probe/{key}", value) for key, value in linear_probe(*sets, method="ridge").items())
 
 
 def thumbnails(records: Sequence[Mapping], rows: np.ndarray) -> np.ndarray:

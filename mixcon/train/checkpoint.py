@@ -47,23 +47,22 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, keep: int = 3, keep_every: int | None = None, read_only: bool = False):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self.read_only = read_only
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-        if keep_every:
-            policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        self.options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            create=not read_only,
-            read_only=read_only,
-            enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
-        )
+        self.keep, self.keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
 
     @property
     def manager(self) -> ocp.CheckpointManager:
         """Opened late: damaged steps are put aside before Orbax reads the folder."""
         if self._manager is None:
-            self._manager = ocp.CheckpointManager(self.directory, options=self.options)
+            policies: list[Any] = [checkpoint_managers.LatestN(self.keep)]
+            if self.keep_every:
+                policies.append(checkpoint_managers.EveryNSteps(self.keep_every))
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
         return self._manager
 
     def save(self, state: TrainState, data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

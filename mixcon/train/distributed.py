@@ -25,8 +25,9 @@ def initialize(*, coordinator: str | None = None, processes: int | None = None, 
     given = [coordinator, processes, process]
     if any(g is not None for g in given):
         if any(g is None for g in given):
-            raise InputError("--coordinator, --processes and --process belong together; give all three, or none to detect them")
-        assert coordinator is not None and processes is not None and process is not None
+            raise InputError("--coordinator, --processes and --process belong together; give all three, or none")
+        assert processes is not None
+        assert process is not None
         if not 0 <= process < processes:
             raise InputError(f"--process={process} must lie between 0 and --processes={processes}")
         jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)

@@ -44,5 +44,6 @@ class Goodput:
     def line(self) -> str:
         """One line for people."""
         found = self.summary()
-        shares = ", ".join(f"{kind} {found[kind]:.1f}s ({found[kind] / max(found['total'], 1e-9):.0%})" for kind in KINDS)
+        total = max(found["total"], 1e-9)
+        shares = ", ".join(f"{kind} {found[kind]:.1f}s ({found[kind] / total:.0%})" for kind in KINDS)
         return f"goodput: {found['total']:.1f}s in all: {shares}; loop overhead {found['loop_overhead']:.1%}"

@@ -56,7 +56,9 @@ def workdir_lock(workdir: pathlib.Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"another run is using workdir {workdir}; choose another --workdir or stop it first") from error
+                raise InputError(
+                    f"another run is using workdir {workdir}; stop it first, or choose another --workdir"
+                ) from error
         yield
 
 
@@ -70,4 +72,6 @@ def disk_errors(workdir: pathlib.Path) -> Iterator[None]:
         if not full:
             raise
         kept = Checkpoints(workdir, read_only=True).steps()
-        raise InputError(f"the disk of {workdir} is full; the run stops. Checkpoints intact: {kept or 'none yet'}.") from error
+        raise InputError(
+            f"the disk of {workdir} is full; the run stops. Checkpoints intact: {kept or 'none yet'}."
+        ) from error

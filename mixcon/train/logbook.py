@@ -41,8 +41,9 @@ class Logbook:
 
         keep_lines_until(self.path, resume_step)
         self.file = self.path.open("a")
-        self.events = SummaryWriter(str(pathlib.Path(workdir) / "events"), purge_step=resume_step + 1 if resume_step else None)
-        self.bar = tqdm(total=total, initial=resume_step, unit="step", disable=not progress, dynamic_ncols=True, smoothing=0.1)
+        purge = resume_step + 1 if resume_step else None  # events beyond the checkpoint are drawn over
+        self.events = SummaryWriter(str(pathlib.Path(workdir) / "events"), purge_step=purge)
+        self.bar = tqdm(total=total, initial=resume_step, unit="step", disable=not progress, dynamic_ncols=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics."""
@@ -90,10 +91,11 @@ def keep_lines_until(path: pathlib.Path, step: int) -> None:
 
 def provenance(config_text: str) -> dict[str, Any]:
     """Resolved config, versions, device kind, flags and git state, as a checkpoint keeps them."""
+    device = jax.devices()[0]
     return {
         "config": json.loads(config_text),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "device": {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend(), "count": jax.device_count()},
+        "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
         "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": git_state(),

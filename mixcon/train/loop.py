@@ -104,7 +104,7 @@ def train(
             run_steps = Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record)
             state = run_steps(state, start)
         except BaseException:
-            with contextlib.suppress(Exception):  # what was being saved may still succeed; the first error is the one to tell
+            with contextlib.suppress(Exception):  # a save under way may yet succeed; the first error is the one to tell
                 checkpoints.close()
             raise
         finally:
@@ -155,7 +155,7 @@ class Run:
                 while len(self.pending) > 1:
                     self.settle(state)
                 stopping = stop(number)
-                due_eval = (number == total and config.eval_every >= 0) or (config.eval_every > 0 and number % config.eval_every == 0)
+                due_eval = config.eval_every >= 0 and (number == total or number % (config.eval_every or total) == 0)
                 due_save = number == total or stopping or number % config.checkpoint.every == 0
                 if due_eval or due_save:
                     while self.pending:
@@ -181,7 +181,7 @@ class Run:
 
     def busy(self) -> bool:
         """Whether the device still has work."""
-        return bool(self.pending) and not self.pending[-1].metrics["loss"].is_ready()
+        return bool(self.pending) and not is_ready(self.pending[-1].metrics["loss"])
 
     def fetch(self) -> dict[str, np.ndarray]:
         """The next host batch."""
@@ -196,7 +196,7 @@ class Run:
         placed = meshes.put_batch(device_part(batch), self.sharding)
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, placed)
-        ran_inline = metrics["loss"].is_ready()
+        ran_inline = is_ready(metrics["loss"])
         if was_busy or ran_inline:
             self.goodput.seconds["step"] += self.goodput.clock() - before
         self.pending.append(Pending(number, metrics, int(np.sum(batch.get("skipped", 0)))))
@@ -232,7 +232,7 @@ class Run:
         raise InputError(
             f"loss or gradient is not finite at step {halted_at + 1} (loss {loss}, gradient norm {norm}). "
             f"The state from before it is checkpoint {halted_at} in {self.checkpoints.directory}. "
-            "Lower the learning rate or clip the gradient, or set nonfinite='skip' to leave such steps out and count them."
+            "Lower the learning rate, clip the gradient, or leave such steps out with nonfinite='skip'."
         )
 
     def save(self, state: TrainState) -> None:
@@ -282,6 +282,11 @@ def first_state(experiment: Experiment, config: ml_collections.ConfigDict, place
 def with_sharding(shapes: PyTree, places: PyTree) -> PyTree:
     """Shapes that know where they belong."""
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+
+
+def is_ready(x: jax.Array) -> bool:
+    """Whether the device has finished computing an array."""
+    return x.is_ready()  # type: ignore[attr-defined]  # of every concrete array
 
 
 def device_part(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] |
         data = count // model
     wanted = data * model
     if data < 1 or model < 1 or wanted > count or (jax.process_count() > 1 and wanted != count):
-        raise InputError(f"mesh data={data} × model={model} does not fit the {count} devices that there are; use data=-1")
+        raise InputError(f"mesh data={data} × model={model} does not fit the {count} devices here; use data=-1")
     return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto, AxisType.Auto), devices=devices[:wanted])
 
 
@@ -56,14 +56,17 @@ def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False
     Raises:
       InputError: a rule whose axis does not divide the dimension.
     """
+
     def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes: list[str | None] = [None] * leaf.ndim
         rule = next((r for r in rules if re.search(r[0], path) and len(r[1]) <= leaf.ndim), None)
         if rule is not None:
-            axes[leaf.ndim - len(rule[1]):] = rule[1]
+            axes[leaf.ndim - len(rule[1]) :] = rule[1]
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
-                raise InputError(f"sharding rule {rule}: {path} {leaf.shape} is not divisible by {axis}={mesh.shape[axis]}")
+                raise InputError(
+                    f"sharding rule {rule}: {path} {leaf.shape} is not divisible by {axis}={mesh.shape[axis]}"
+                )
         if fsdp and np.prod(leaf.shape, dtype=int) >= FSDP_MIN_SIZE and "data" not in axes:
             free = [d for d in range(leaf.ndim) if axes[d] is None and leaf.shape[d] % mesh.shape["data"] == 0]
             if free:

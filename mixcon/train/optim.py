@@ -18,7 +18,9 @@ from mixcon.train.state import PyTree
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
 
 
-def schedule(*, peak: float, steps: int, warmup_steps: int = 0, decay: str = "cosine", end: float = 0.0) -> optax.Schedule:
+def schedule(
+    *, peak: float, steps: int, warmup_steps: int = 0, decay: str = "cosine", end: float = 0.0
+) -> optax.Schedule:
     """Linear warm-up, then a decay.
 
     lr(t) = peak·(t+1)/w for t < w; afterwards, with u = (t-w)/(steps-w):

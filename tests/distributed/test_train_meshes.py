@@ -68,7 +68,8 @@ def test_two_processes_with_two_devices_each_agree(single, tmp_path):
                "--processes=2"]  # fmt: skip
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     workers = [
-        subprocess.Popen([*command, f"--process={i}"], env=environment, stderr=subprocess.PIPE, text=True) for i in (0, 1)
+        subprocess.Popen([*command, f"--process={i}"], env=environment, stderr=subprocess.PIPE, text=True)
+        for i in (0, 1)
     ]
     said = [worker.communicate(timeout=400)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said

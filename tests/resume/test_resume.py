@@ -83,11 +83,22 @@ def test_killed_processes_resume_to_the_bit(tmp_path):
     """SIGKILL at random moments, also in the middle of saving, until the run is through."""
     steps, rng = 12, random.Random(time.time_ns())
     overrides = [*OVERRIDES, f"--config.steps={steps}", "--config.ema=0.9"]
-    command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--no-progress", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "mixcon",
+        "train",
+        "--config",
+        "configs/clip.py:small",
+        "--no-progress",
+        *overrides,
+    ]
     environment = {**os.environ, "XLA_FLAGS": ""}
 
     def start(workdir):
-        return subprocess.Popen([*command, "--workdir", str(workdir)], env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*command, "--workdir", str(workdir)], env=environment, stderr=subprocess.PIPE, text=True
+        )
 
     whole = start(tmp_path / "whole")
     assert whole.wait(300) == 0, whole.stderr.read()

@@ -17,7 +17,9 @@ TX = optax.adamw(1e-3)
 
 
 def state(step, width=32):
-    params = {"mlp": {"kernel": jnp.arange(16.0 * width).reshape(16, width) + step, "bias": jnp.full((width,), 1.0 * step)}}
+    params = {
+        "mlp": {"kernel": jnp.arange(16.0 * width).reshape(16, width) + step, "bias": jnp.full((width,), 1.0 * step)}
+    }
     number = jnp.asarray(step, jnp.int32)
     return TrainState(number, params, {"mean": jnp.ones(3)}, TX.init(params), {"queue": jnp.ones((4, 2))}, params,
                       Health(number * 0, number * 0 - 1))  # fmt: skip
@@ -45,7 +47,12 @@ def restore(run, **kwargs):
 
 def test_everything_comes_back(run):
     found = restore(run)
-    assert (found.step, found.data, found.provenance, found.skipped) == (3, {"next_index": 3}, {"config": {"seed": 0}}, [])
+    assert (found.step, found.data, found.provenance, found.skipped) == (
+        3,
+        {"next_index": 3},
+        {"config": {"seed": 0}},
+        [],
+    )
     assert jax.tree.structure(found.state) == jax.tree.structure(state(3))
     jax.tree.map(np.testing.assert_array_equal, found.state, state(3))
 
@@ -119,7 +126,7 @@ def test_an_uncommitted_step_is_not_a_step(run):
 def test_nothing_readable_is_an_error_not_a_fresh_start(run):
     for step in (1, 2, 3):
         files(run, step)[0].write_bytes(b"")
-    with pytest.raises(InputError, match="no checkpoint in .* can be read"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read"):
         restore(run)
 
 

@@ -39,12 +39,17 @@ def task(objective):
     return Task(prepare=lambda batch, *, key: batch, encode=encode, objective=objective)
 
 
-def state(optimizer=optax.sgd(0.1)):
+def state():
     rng = np.random.default_rng(2)
-    params = {"x": jnp.asarray(rng.normal(size=(5, D)), jnp.float32), "y": jnp.asarray(rng.normal(size=(4, D)), jnp.float32),
-              "log_scale": jnp.asarray(0.3)}  # fmt: skip
+    params = {
+        "x": jnp.asarray(rng.normal(size=(5, D)), jnp.float32),
+        "y": jnp.asarray(rng.normal(size=(4, D)), jnp.float32),
+        "log_scale": jnp.asarray(0.3),
+    }
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, {"seen": zero}, optimizer.init(params), {"count": zero}, (), Health(zero, zero - 1))
+    return TrainState(
+        zero, params, {"seen": zero}, optax.sgd(0.1).init(params), {"count": zero}, (), Health(zero, zero - 1)
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 12])
@@ -80,8 +85,8 @@ def test_parts_must_divide_the_batch():
         gradients.grad_cache(task(contrast), 5)(state(), BATCH, seed=0)
 
 
-def step_with(optimizer=optax.sgd(0.1), **kwargs):
-    return jax.jit(make_step(gradients.standard(task(contrast)), optimizer, seed=0, **kwargs))
+def step_with(**kwargs):
+    return jax.jit(make_step(gradients.standard(task(contrast)), optax.sgd(0.1), seed=0, **kwargs))
 
 
 def test_a_step_is_gradient_then_optimiser_then_constraint():

@@ -16,6 +16,8 @@ from mixcon.errors import InputError
 from mixcon.train import loop
 from mixcon.train.checkpoint import Checkpoints
 
+EXPLODING = ("--config.schedule.peak=1e25", "--config.schedule.warmup_steps=0")
+
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -101,13 +103,13 @@ def loop_state(run):
 
 def test_a_loss_that_is_not_finite_stops_with_the_state_from_before_it(tmp_path):
     with pytest.raises(InputError, match=r"not finite at step \d+ .*checkpoint \d+"):
-        train(tmp_path, "--config.schedule.peak=1e25", "--config.schedule.warmup_steps=0")
+        train(tmp_path, *EXPLODING)
     params = loop_state(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def test_bad_steps_can_be_skipped_and_counted(tmp_path):
-    state = train(tmp_path, "--config.schedule.peak=1e25", "--config.schedule.warmup_steps=0", "--config.nonfinite=skip")
+    state = train(tmp_path, *EXPLODING, "--config.nonfinite=skip")
     assert int(state.step) == 6
     assert int(state.health.skipped) > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
@@ -131,11 +133,30 @@ def test_a_full_disk_stops_the_run_and_keeps_earlier_checkpoints(tmp_path, monke
         train(tmp_path)
 
 
+def test_a_disk_that_is_really_full(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        done = run_command(tmp_path / "run", "--config.steps=50", "--config.checkpoint.keep=100")
+        said = done.communicate(timeout=200)[1]
+        kept = Checkpoints(tmp_path / "run", read_only=True).steps()
+        assert done.returncode == 2, said
+        assert f"is full; the run stops. Checkpoints intact: {kept}." in said
+        assert "Traceback" not in said
+        assert kept
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def run_command(workdir, *overrides):
+    """The same as a user would: a process of its own, on one device."""
+    command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--workdir", str(workdir)]
+    command += ["--no-progress", *OVERRIDES, *overrides]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": ""})
+
+
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
-    command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--workdir", str(tmp_path)]
-    far = ["--config.steps=100000", "--config.checkpoint.every=100000"]
-    process = subprocess.Popen([*command, "--no-progress", *OVERRIDES, *far], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "XLA_FLAGS": ""})  # fmt: skip
+    process = run_command(tmp_path, "--config.steps=100000", "--config.checkpoint.every=100000")
     while not (tmp_path / "metrics.jsonl").exists() or not lines_seen(tmp_path):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
