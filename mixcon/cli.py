@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.debug:  # what these would say about a failed save is said in our own words
         for noisy in ("absl", "asyncio", "concurrent.futures"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
-        sys.excepthook = lambda *_: None  # every exception is caught below; this is for the savers' native threads
+        sys.unraisablehook = lambda _: None  # and what their native threads would add
     try:
         {"train": run_train, "eval": run_eval, "list": run_list, "report": run_report, "data": run_data}[
             arguments.command
