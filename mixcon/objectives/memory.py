@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from mixcon import ops
 from mixcon.errors import InputError
-from mixcon.objectives.batch import Metrics, batch_mean, gather, inverse_temperature, unit_rows
+from mixcon.objectives.batch import Metrics, batch_mean, inverse_temperature, unit_rows
 from mixcon.objectives.objective import Objective
 from mixcon.objectives.supervised import class_labels, positive_metrics
 from mixcon.ops import Bank, Impl, checks, pairs
@@ -54,7 +54,9 @@ def push(queue: Queue, features: Array, labels: ArrayLike | None = None, *, axis
       >>> queue = push(queue, keys)
     """
     labels = jnp.full(features.shape[0], -1, jnp.int32) if labels is None else jnp.asarray(labels, jnp.int32)
-    rows, classes = lax.stop_gradient((gather(features, axis_name), gather(labels, axis_name)))
+    rows, classes = lax.stop_gradient((features, labels))
+    if axis_name is not None:  # "invarying": the same on every device, so that the queue may leave `shard_map` as such
+        rows, classes = lax.all_gather((rows, classes), axis_name, tiled=True, to="invarying")
     size, count = queue.features.shape[0], rows.shape[0]
     if count > size or rows.shape[1] != queue.features.shape[1]:
         raise InputError(f"features {rows.shape} do not fit the queue {queue.features.shape}: at most M rows of its D.")

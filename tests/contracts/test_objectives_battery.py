@@ -223,42 +223,49 @@ def test_collapsed_rows(case: Case, edge: str) -> None:
 # --- padding ---------------------------------------------------------------------------------------------------------
 
 KEPT = 11
+MASKED: dict[str, Any] = {
+    "clip": lambda a, b, labels, mask, **p: objectives.clip(
+        a, b, logit_scale=5.0, logit_bias=0.3, label_smoothing=0.1, mask=mask, **p
+    ),
+    "siglip": lambda a, b, labels, mask, **p: objectives.siglip(a, b, logit_scale=5.0, logit_bias=-2.0, mask=mask, **p),
+    "info_nce": lambda a, b, labels, mask, **p: objectives.info_nce(
+        a, b, temperature=0.3, symmetric=True, mask=mask, **p
+    ),
+    "nt_xent": lambda a, b, labels, mask, **p: objectives.nt_xent(a, b, temperature=0.3, mask=mask, **p),
+    "supcon": lambda a, b, labels, mask, **p: objectives.supcon(
+        jnp.stack([a, b], 1), labels, temperature=0.3, mask=mask, **p
+    ),
+    "multi_positive": lambda a, b, labels, mask, **p: objectives.multi_positive(
+        a, b, pairs.same_label(labels), temperature=0.3, symmetric=True, query_mask=mask, key_mask=mask, **p
+    ),
+}
 
 
-def _masked(name: str, f: Tree, labels: Any, mask: Any) -> Any:
-    a, b = f["a"], f["b"]
-    match name:
-        case "clip":
-            return objectives.clip(a, b, logit_scale=5.0, logit_bias=0.3, label_smoothing=0.1, mask=mask)
-        case "siglip":
-            return objectives.siglip(a, b, logit_scale=5.0, logit_bias=-2.0, mask=mask)
-        case "info_nce":
-            return objectives.info_nce(a, b, temperature=0.3, symmetric=True, mask=mask)
-        case "nt_xent":
-            return objectives.nt_xent(a, b, temperature=0.3, mask=mask)
-        case "supcon":
-            return objectives.supcon(jnp.stack([a, b], 1), labels, temperature=0.3, mask=mask)
-        case "multi_positive":
-            target = pairs.same_label(labels)
-            return objectives.multi_positive(
-                a, b, target, temperature=0.3, symmetric=True, query_mask=mask, key_mask=mask
-            )
-    raise AssertionError(name)
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip", "info_nce", "nt_xent", "supcon", "multi_positive"])
-def test_padded_rows_change_nothing(name: str) -> None:
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "shard_map"])
+@pytest.mark.parametrize("name", MASKED)
+def test_padded_rows_change_nothing(name: str, sharded: bool) -> None:
+    """The last rows are padding: with four devices, all rows of the last one."""
     rng = np.random.default_rng(0)
-    features = {k: rng.normal(size=(SIZE, 3)) for k in "ab"}
-    features = cast({k: x / np.linalg.norm(x, axis=1, keepdims=True) for k, x in features.items()}, jnp.float32)
+    a, b = (
+        jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32) for x in rng.normal(size=(2, SIZE, 3))
+    )
     labels = jnp.asarray(rng.integers(0, 3, SIZE), jnp.int32)
     mask = jnp.arange(SIZE) < KEPT
-    got, gradients = jax.jit(jax.value_and_grad(lambda f: _masked(name, f, labels, mask)))(features)
-    short = {k: x[:KEPT] for k, x in features.items()}
-    want, short_gradients = jax.jit(jax.value_and_grad(lambda f: _masked(name, f, labels[:KEPT], None)))(short)
+    pair = jax.value_and_grad(lambda a, b, labels, mask, **p: MASKED[name](a, b, labels, mask, **p), (0, 1))
+    if sharded:
+        mapped = jax.shard_map(
+            functools.partial(pair, axis_name="data"),
+            mesh=make_mesh(data=4, devices=jax.devices()[:4]),
+            in_specs=(ROWS, ROWS, ROWS, ROWS),
+            out_specs=(EVERYWHERE, (ROWS, ROWS)),
+        )
+        got, gradients = jax.jit(mapped)(a, b, labels, mask)
+    else:
+        got, gradients = jax.jit(pair)(a, b, labels, mask)
+    want, short_gradients = jax.jit(pair)(a[:KEPT], b[:KEPT], labels[:KEPT], None)
     assert_close(got, want, rtol=1e-5)
-    assert_close({k: g[:KEPT] for k, g in gradients.items()}, short_gradients, rtol=1e-4, atol=1e-6)
-    assert not any(np.asarray(g[KEPT:]).any() for g in gradients.values())
+    assert_close([g[:KEPT] for g in gradients], short_gradients, rtol=1e-4, atol=1e-6)
+    assert not any(np.asarray(g[KEPT:]).any() for g in gradients)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

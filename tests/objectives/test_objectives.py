@@ -11,6 +11,7 @@ import pytest
 from mixcon import objectives as o
 from mixcon.errors import InputError
 from mixcon.ops import pairs
+from mixcon.train.mesh import make_mesh
 
 B, D = 8, 4
 
@@ -190,6 +191,27 @@ def test_the_memory_survives_a_checkpoint(tmp_path: Any) -> None:
         restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(memory.init))
     want, got = apply(state, Y, LABELS), apply(restored, Y, LABELS)
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_memory_is_the_same_on_every_device(checked: bool) -> None:
+    rows, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    memory = o.cross_batch_memory(16, D, temperature=0.2, axis_name="data")
+    mapped = jax.shard_map(
+        memory.apply,
+        mesh=make_mesh(data=4, devices=jax.devices()[:4]),
+        in_specs=(everywhere, rows, rows),
+        out_specs=everywhere,
+        check_vma=checked,
+    )
+    whole = o.cross_batch_memory(16, D, temperature=0.2).apply
+    state, want = memory.init(), memory.init()
+    for features in (X, Y):
+        loss, aux, state = jax.jit(mapped)(state, features, LABELS)
+        want_loss, want_aux, want = whole(want, features, LABELS)
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+        np.testing.assert_allclose(aux["probability"], want_aux["probability"], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, state, want)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
