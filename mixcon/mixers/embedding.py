@@ -8,6 +8,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.mixers.plan import Plan, check_unit
+from mixcon.mixers.warp import wide_dtype
 
 
 def normalise(x: Array, eps: float = 1e-12) -> Array:
@@ -39,7 +40,7 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
         raise InputError(f"a and b must have one shape; got {list(a.shape)} and {list(b.shape)}.")
     check_unit("weight", weight)
     dtype = a.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)  # an angle from bfloat16 products means nothing near 0
+    wide = wide_dtype(dtype)  # an angle from bfloat16 products means nothing near 0
     a, b = a.astype(wide), b.astype(wide)
     share = jnp.asarray(weight, wide)
     share = share[..., None] if share.ndim else share
@@ -132,7 +133,7 @@ def hardest(query: Array, bank: Array, num_hard: int) -> Array:
     """Rows of the bank most similar to each query, hardest first (ties: the lower row). int32 [B, N]."""
     if not 1 <= num_hard <= bank.shape[0]:
         raise InputError(f"num_hard must lie in 1..{bank.shape[0]}; got {num_hard}.")
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     scores = jax.lax.stop_gradient(query.astype(wide) @ bank.astype(wide).T)
     return jax.lax.top_k(scores, num_hard)[1].astype(jnp.int32)
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.mixers.plan import Plan
+from mixcon.mixers.warp import wide_dtype
 
 Upsample = Literal["nearest", "bilinear"]
 SMALL = nnx.initializers.normal(0.01)
@@ -27,7 +28,7 @@ def _upsample(map_: Array, scale: int, how: Upsample) -> Array:
 
 
 def _tokens(x: Array) -> Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(wide_dtype(x.dtype))
 
 
 def reshape_weight(weight: Array, k: float = 0.25) -> Array:
@@ -136,7 +137,7 @@ def mask_mean_loss(mask: Array, weight: Array, *, margin: float = 0.1, variance:
     """
     if margin < 0 or variance < 0:
         raise InputError(f"margin and variance must be ≥ 0; got {margin}, {variance}.")
-    mask = mask.astype(jnp.promote_types(mask.dtype, jnp.float32))
+    mask = mask.astype(wide_dtype(mask.dtype))
     loss = jnp.maximum(jnp.abs(mask.mean() - weight) - margin, 0.0)
     return loss - variance * mask.var() if variance else loss
 
@@ -322,7 +323,7 @@ def interval_weight(policy_logits: Array, unit: Array) -> Interval:
     """
     if policy_logits.ndim != 2 or policy_logits.shape[1] != 3 or unit.shape != policy_logits.shape[:1]:
         raise InputError(f"want logits [B, 3] and u [B]; got {list(policy_logits.shape)}, {list(unit.shape)}.")
-    region = jax.nn.softmax(policy_logits.astype(jnp.promote_types(policy_logits.dtype, jnp.float32)), axis=-1)
+    region = jax.nn.softmax(policy_logits.astype(wide_dtype(policy_logits.dtype)), axis=-1)
     alpha, delta = region[:, 0], region[:, 1]
     return Interval(alpha + unit.astype(alpha.dtype) * delta, alpha, delta)
 

@@ -12,13 +12,14 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.mixers.plan import Plan
+from mixcon.mixers.warp import wide_dtype
 
 FAR = -1e30  # a removed logit: finite, so that its gradient is zero and not NaN
 Rescale = Literal["none", "pow", "exp"]
 
 
 def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
 
 
 def _check_pair(logits: Array, targets: Array) -> None:

@@ -9,6 +9,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.mixers.draw import Per, check_positive
+from mixcon.mixers.warp import wide_dtype
 
 How = Literal["permutation", "derangement", "reverse", "roll", "self"]
 FAR = -1e30  # log-probability of a forbidden partner; finite, so that a row without candidates stays defined
@@ -115,7 +116,7 @@ def label_kernel_logits(
         Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022, section 3.
     """
     check_positive("bandwidth", bandwidth)
-    wide = jnp.promote_types(labels.dtype, jnp.float32)  # label scales of 100 and more rule bfloat16 out
+    wide = wide_dtype(labels.dtype)  # label scales of 100 and more rule bfloat16 out
     rows = labels.astype(wide).reshape(labels.shape[0], -1)
     columns = rows if bank is None else bank.astype(wide).reshape(bank.shape[0], -1)
     squared = jnp.square(rows[:, None, :] - columns[None, :, :]).sum(axis=-1)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from mixcon.errors import InputError
-from mixcon.mixers.warp import Move, move
+from mixcon.mixers.warp import Move, move, wide_dtype
 from mixcon.ops.pairs import Pairs, slots
 
 
@@ -103,10 +103,10 @@ def mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
         found = [move(how, source) for how, source in zip(plan.warp, found, strict=True)]
     if ids:
         return jnp.where(parts[0] >= 0.5, found[0], found[1])[..., 0]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = parts[0].astype(wide) * found[0].astype(wide)
+    dtype = wide_dtype(x.dtype)
+    total = parts[0].astype(dtype) * found[0].astype(dtype)
     for part, source in zip(parts[1:], found[1:], strict=True):
-        total = total + part.astype(wide) * source.astype(wide)
+        total = total + part.astype(dtype) * source.astype(dtype)
     return total.astype(x.dtype)
 
 

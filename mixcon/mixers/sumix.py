@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mixcon.mixers.plan import Plan
+from mixcon.mixers.warp import wide_dtype
 
 
 def _unit(x: Array) -> Array:
@@ -28,7 +29,7 @@ def sumix_relabel(plan: Plan, clean: Array, mixed: Array, labels: Array) -> tupl
     Reference:
         Qin et al., "SUMix: Mixup with Semantic and Uncertain Information", 2024, eq. 5-8.
     """
-    dtype = jnp.promote_types(clean.dtype, jnp.float32)
+    dtype = wide_dtype(clean.dtype)
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(z).astype(dtype), axis=-1) for z in (clean, mixed))
     count, classes = p.shape
     hot = jax.nn.one_hot(labels, classes, dtype=bool)

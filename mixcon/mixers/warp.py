@@ -35,6 +35,11 @@ class Transport(NamedTuple):
 Move = Grid | Blocks | Transport
 
 
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """What sums are taken in: float32, or float64 for float64."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def move(how: Move | None, x: Array) -> Array:
     """Apply one move to a source.
 
@@ -54,7 +59,7 @@ def move(how: Move | None, x: Array) -> Array:
         return _resample(_resample(x, how.rows, 1), how.cols, 2)
     if isinstance(how, Blocks):
         return _move_blocks(x, how.source)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     flat = x.reshape(x.shape[0], -1, x.shape[-1]).astype(wide)
     return jnp.einsum("bij,bjc->bic", how.matrix.astype(wide), flat).reshape(x.shape).astype(x.dtype)
 
@@ -70,7 +75,7 @@ def _gather(x: Array, index: Array, axis: int) -> Array:
 def _resample(x: Array, where: Array, axis: int) -> Array:
     if jnp.issubdtype(where.dtype, jnp.integer):
         return _gather(x, where, axis)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     low = jnp.floor(where).astype(jnp.int32)
     shape = [where.shape[0]] + [1] * (x.ndim - 1)
     shape[axis] = where.shape[1]

@@ -75,6 +75,8 @@ class Case:
     unit: bool = True  # its target weights sum to one
 
 
+SMALL_PASTE = partial(m.resizemix, scope=(0.2, 0.8))
+
 CASES = [
     Case("mixup", m.mixup),
     Case("mixup per pair", partial(m.mixup, per="pair")),
@@ -95,7 +97,7 @@ CASES = [
     Case("smoothmix", m.smoothmix, region=True),
     Case("gridmix", partial(m.gridmix, holes=(2, 4)), region=True),
     Case("gridmix per example", partial(m.gridmix, holes=(2, 4), per="example", legacy_wrap=True), region=True),
-    Case("resizemix", partial(m.resizemix, scope=(0.2, 0.8)), region=True),
+    Case("resizemix", SMALL_PASTE, region=True),
     Case("resizemix bilinear", partial(m.resizemix, scope=(0.2, 0.8), bilinear=True, per="example"), region=True),
     Case("fmix", m.fmix, region=True),
     Case("fmix intended", partial(m.fmix, spectrum="intended", soft=0.2, per="example"), region=True),
@@ -117,7 +119,7 @@ CASES = [
     Case("sumix", sumix),
     Case("mixup_or_cutmix", m.mixup_or_cutmix, region=True),
     Case("mixup_or_cutmix per example", partial(m.mixup_or_cutmix, per="example", prob=0.7), region=True),
-    Case("switch with moves", partial(m.switch, policies=[m.mixup, partial(m.resizemix, scope=(0.2, 0.8))]), region=True),
+    Case("switch with moves", partial(m.switch, policies=[m.mixup, SMALL_PASTE]), region=True),
     Case("unmix", m.unmix, region=True),
     Case("compose", lambda key, x: m.compose(m.cutmix(KEY, x), m.mixup(key, x)), region=True),
     Case("gate", lambda key, x: m.gate(m.fmix(key, x), jnp.arange(B) % 2 == 0), region=True),
@@ -251,7 +253,7 @@ def test_dtype_is_kept(case):
 
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         shape = jax.ShapeDtypeStruct((B, SIZE, SIZE, 3), dtype)
-        assert jax.eval_shape(apply, KEY, shape).dtype == dtype
+        assert jax.eval_shape(apply, KEY, shape).dtype == dtype, dtype
 
 
 def primitives(jaxpr):
