@@ -19,7 +19,7 @@ def supcon(
     temperature: ArrayLike,
     form: Literal["out", "in"] = "out",
     base_temperature: ArrayLike | None = None,
-    without_positive: Literal["skip", "error"] = "skip",
+    empty: Literal["zero", "error"] = "zero",
     mask: ArrayLike | None = None,
     normalize: bool = False,
     impl: Impl = "auto",
@@ -37,8 +37,7 @@ def supcon(
       labels: [B] classes. temperature: τ > 0.
       form: mean outside ("out", the better one) or inside ("in") the logarithm.
       base_temperature: when given, the loss is multiplied by τ / base_temperature, as the reference code does.
-      without_positive: "skip" leaves such anchors out of loss and mean; "error" refuses them where labels are known,
-        that is outside jit.
+      empty: an anchor without a positive costs nothing and is left out of the mean, or is an error (outside jit).
       mask: [B] bool, False for padding. normalize: divide rows by their norm first.
       impl, axis_name: see `mixcon.ops.pair_reduce`. has_aux: return (loss, metrics) too.
 
@@ -60,10 +59,6 @@ def supcon(
     size, views = features.shape[0], 1 if features.ndim == 2 else features.shape[1]
     labels = class_labels(labels, size)
     rows = unit_rows("features", features.reshape(size * views, features.shape[-1]), normalize)
-    if without_positive == "error" and views == 1:
-        _refuse_lonely(labels)
-    elif without_positive not in ("skip", "error"):
-        raise InputError(f'without_positive must be "skip" or "error", got {without_positive!r}.')
     labels = jnp.repeat(labels, views)
     valid = None if mask is None else jnp.repeat(jnp.asarray(mask, bool), views)
     scale = inverse_temperature(temperature)
@@ -74,6 +69,7 @@ def supcon(
         positives=pairs.same_label(labels) & pairs.not_self(),
         denominator=pairs.not_self(),
         form=form,
+        empty=empty,
         row_mask=valid,
         col_mask=valid,
         impl=impl,
@@ -95,6 +91,7 @@ def multi_positive(
     form: Literal["out", "in"] = "out",
     normalize_targets: bool = True,
     symmetric: bool = False,
+    empty: Literal["zero", "error"] = "zero",
     query_mask: ArrayLike | None = None,
     key_mask: ArrayLike | None = None,
     normalize: bool = False,
@@ -112,7 +109,7 @@ def multi_positive(
       queries, keys: [B, D] and [N, D] unit rows.
       positives: T, a factored description (`mixcon.ops.pairs`), or a small matrix [B, N] of booleans or weights ≥ 0.
       temperature: τ > 0. denominator: D, default every pair with weight 1.
-      form: see the formula. normalize_targets: False leaves out 1/M_i.
+      form: see the formula. normalize_targets: False leaves out 1/M_i. empty: as for `supcon`.
       query_mask, key_mask: [B], [N] bool, False for padding. normalize: divide rows by their norm first.
       symmetric, impl, axis_name: see `mixcon.ops.contrastive_cross_entropy`. has_aux: return (loss, metrics) too.
 
@@ -145,6 +142,7 @@ def multi_positive(
         denominator=denominator,
         form=form,
         normalize_targets=normalize_targets,
+        empty=empty,
         symmetric=symmetric,
         row_mask=valid,
         col_mask=key_mask,
@@ -172,16 +170,3 @@ def positive_metrics(rows: Direction, valid: Array | None, axis_name: str | None
         "without_positive": batch_sum(lonely.astype(rows.loss.dtype), axis_name),
         "probability": batch_mean(rows.probability, axis_name, rows.has_positive),
     }
-
-
-def _refuse_lonely(labels: Array) -> None:
-    known = checks.concrete(labels)
-    if known is None:
-        return
-    _, inverse, count = jnp.unique(known, return_inverse=True, return_counts=True)
-    lonely = int((count[inverse] == 1).sum())
-    if lonely:
-        raise InputError(
-            f"labels give {lonely} of {known.size} samples no positive (each is the only one of its class): sample at "
-            'least two of a class, pass two views, or use without_positive="skip".'
-        )
