@@ -43,7 +43,7 @@ def base() -> ml_collections.ConfigDict:
     config.gradient = dict(name="mixcon.train.gradients.standard")  # or accumulate, grad_cache (with parts=)
     config.zero_shot = ()  # tasks: on which held-out set, which label, and the prompts of each class
     config.probes = ()  # on which held-out set, which label, and the set that is known
-    config.max_logit_scale = 100.0  # the logit scale is clamped after each update
+    config.logit_scale_range = (1.0, 100.0)  # clamped after each update; () does not clamp
     return config
 
 

@@ -21,7 +21,7 @@ def get_config(arg: str = "b16") -> ml_collections.ConfigDict:
     config.objective = dict(name="mixcon.objectives.siglip")
     config.model.logit_scale = 10.0  # initial multiplier of the cosines
     config.model.logit_bias = -10.0  # initial additive bias: nearly all pairs are negatives
-    config.max_logit_scale = float("inf")  # no clamp in the paper's code
+    config.logit_scale_range = ()  # no clamp in the paper's code
     return config
 
 

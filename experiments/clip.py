@@ -32,6 +32,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     words = data.tokenizer.tokenize(tokenizer, length, field="keywords", out="keyword_tokens")
     augment = data.augment.compose(*map(configs.partial, config.augment))
     score = configs.partial(config.objective)
+    lowest, highest = config.logit_scale_range or (0.0, float("inf"))
 
     def pixels(images: jax.Array) -> jax.Array:
         return data.augment.normalize(images, config.image_mean, config.image_std)
@@ -53,7 +54,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return {"image": out["image"], "text": out["text"]}, extra
 
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array) -> tuple:
-        (scale, bias), _ = model.apply(params, {}, method=lambda module, **_: module.logit_scale())
+        scale, bias = models.read_logit_scale(params["logit_scale"])
         loss, aux = score(reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, has_aux=True)
         return loss, aux | {"logit_scale": scale}, state
 
@@ -78,7 +79,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         configs.call(config.gradient, Task(prepare, encode, objective)),
         optimizer,
         seed=config.seed,
-        constrain=lambda params: models.clamp_logit_scale(params, high=config.max_logit_scale),
+        constrain=lambda params: models.clamp_logit_scale(params, low=lowest, high=highest),
         ema_decay=config.ema or None,
         nonfinite=config.nonfinite,
     )
@@ -113,12 +114,12 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
     )
 
 
-def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> tuple[dict, dict | None]:
-    """The model in plain words and, with `init_from`, its pretrained parameters."""
+def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> tuple[dict, tuple | None]:
+    """The model in plain words and, with `init_from`, its pretrained parameters and statistics."""
     spec = configs.plain(config.model)
     if config.init_from:
         found = models.load_clip(config.init_from, scan_layers=config.model.scan_layers)
-        return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, found.params
+        return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
     ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}
     return spec | {"text": spec["text"] | ids}, None

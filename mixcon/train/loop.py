@@ -9,7 +9,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -275,8 +274,12 @@ def first_state(experiment: Experiment, config: ml_collections.ConfigDict, place
     state = jax.jit(lambda: init_state(experiment, config.seed, ema=bool(config.ema)), out_shardings=places)()
     if experiment.pretrained is None:
         return state
-    put = partial(jax.device_put, experiment.pretrained)
-    return state._replace(params=put(places.params), ema=put(places.ema) if config.ema else ())
+    params, extra = experiment.pretrained
+    return state._replace(
+        params=jax.device_put(params, places.params),
+        extra=jax.device_put(extra, places.extra),
+        ema=jax.device_put(params, places.ema) if config.ema else (),
+    )
 
 
 def with_sharding(shapes: PyTree, places: PyTree) -> PyTree:

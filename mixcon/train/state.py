@@ -65,7 +65,7 @@ class Experiment(NamedTuple):
     batches: Callable[[], Any]  # -> iterator over host batches with get_state and set_state
     evals: Mapping[str, Evaluator]
     steps_per_epoch: float
-    pretrained: PyTree = None  # parameters on the host that replace the initial ones
+    pretrained: tuple[PyTree, PyTree] | None = None  # params and extra, on the host, that replace the initial ones
 
 
 def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
