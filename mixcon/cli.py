@@ -47,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
     listing = command("list", "methods and configs that there are")
     listing.add_argument("--configs", default=None, help="folder of configs (default: ./configs)")
 
+    mixers = command("mixers", "a picture of what every mixing policy does to real images")
+    mixers.add_argument("--out", required=True, help="PNG or PDF file")
+    mixers.add_argument("--only", nargs="+", metavar="NAME", help="only these policies")
+    mixers.add_argument("--seed", type=int, default=0)
+
     report = command("report", "one HTML page and pictures from a run")
     report.add_argument("workdir")
 
@@ -73,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
         sys.unraisablehook = lambda _: None  # and what their native threads would add
     try:
-        {"train": run_train, "eval": run_eval, "list": run_list, "report": run_report, "data": run_data}[
-            arguments.command
-        ](arguments, rest)
+        COMMANDS[arguments.command](arguments, rest)
     except InputError as error:
         if arguments.debug:
             raise
@@ -148,6 +151,18 @@ def run_report(arguments: argparse.Namespace, _: list[str]) -> None:
     print("\n".join(report.summary_lines(arguments.workdir)))
 
 
+def run_mixers(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon mixers`."""
+    from mixcon.mixers import sheet
+
+    figure = sheet.draw_sheet(seed=arguments.seed, only=arguments.only, progress=lambda name: print(name, flush=True))
+    try:
+        figure.savefig(arguments.out)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{arguments.out} cannot be written: {error}") from error
+    print(f"drawn: {arguments.out}")
+
+
 def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
     """`mixcon data`."""
     from mixcon.data import catalog, pack
@@ -164,3 +179,13 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
                 arguments.inputs, arguments.out, image_column=arguments.image_column, text_column=arguments.text_column
             )
         )
+
+
+COMMANDS = {
+    "train": run_train,
+    "eval": run_eval,
+    "list": run_list,
+    "mixers": run_mixers,
+    "report": run_report,
+    "data": run_data,
+}

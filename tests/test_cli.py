@@ -94,6 +94,13 @@ def test_data_list_names_every_set(capsys):
     assert all(name in said for name in ("emoji", "cifar10_jpeg", "digits", "rosmap"))
 
 
+def test_mixers_are_drawn(capsys, tmp_path):
+    cli.main(["mixers", f"--out={tmp_path / 'sheet.png'}", "--only", "mixup"])
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert "unknown" in refused(capsys, "mixers", f"--out={tmp_path / 'sheet.png'}", "--only", "mixupp")
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match="batchsize"):
         cli.main([*TRAIN, f"--workdir={tmp_path}", "--config.batchsize=1", "--debug"])
