@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (32_768, 262_144, 1_048_576)
 CASES = {  # topology -> widths: every width on one pod, the middle one on the others
-    "v5e:16x16": (512, 768, 1024, 1152),
+    "v5e:16x16": (1024, 512, 768, 1152),
     "v6e:16x16": (1024,),
     "v5p:4x4x4": (1024,),
     "v4:4x4x4": (1024,),
@@ -82,7 +82,8 @@ def read_program(text: str) -> Program:
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = "", []
+    name = ""
+    lines: list[str] = []
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):
             head = line.split(" (")[0]
@@ -105,7 +106,7 @@ def _elements(dims: str) -> int:
 # --- compiling (in the environment with libtpu) ----------------------------------------------------------------------
 
 
-def compile_all(cases: dict[str, tuple[int, ...]], batches: tuple[int, ...]) -> list[dict[str, Any]]:
+def compile_all(cases: dict[str, tuple[int, ...]], batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """One row for each topology, batch, width and method."""
     import jax
     import jax.numpy as jnp
@@ -126,10 +127,9 @@ def compile_all(cases: dict[str, tuple[int, ...]], batches: tuple[int, ...]) -> 
         losses = jax.nn.logsumexp(logits, 1) + jax.nn.logsumexp(logits, 0) - 2 * own
         return losses.mean() / 2
 
-    rows = []
     for name, widths in cases.items():
         try:
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except Exception as error:  # the installed libtpu does not know this one
             print(f"{name}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
             continue
@@ -158,19 +158,19 @@ def compile_all(cases: dict[str, tuple[int, ...]], batches: tuple[int, ...]) -> 
                         row["temp_bytes"] = float(needed.group(1)) * 2 ** (10 * (1 + "KMGT".index(needed.group(2))))
                         row["fits"] = False
                     else:
-                        program = read_program(compiled.as_text())
-                        row["temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+                        program = read_program(compiled.as_text() or "")
+                        memory: Any = compiled.memory_analysis()
+                        row["temp_bytes"] = memory.temp_size_in_bytes
                         row["fits"] = True
                         row |= dataclasses.asdict(program)
                         cost = compiled.cost_analysis() or {}
                         # The compiler's own estimate does not multiply out loops: only meaningful for the dense form.
                         row["optimal_seconds"] = cost.get("optimal_seconds") if method == "dense" else None
                     row["compile_seconds"] = round(time.perf_counter() - begin, 1)
-                    rows.append(row)
                     print(
                         f"compiled {name} B={batch} D={width} {method} in {row['compile_seconds']} s", file=sys.stderr
                     )
-    return rows
+                    yield row
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -233,9 +233,11 @@ def main() -> None:
         command = [str(tpu_python(args.venv)), __file__, *sys.argv[1:], "--here"]
         sys.exit(subprocess.run(command, env=env, check=False).returncode)
     cases = {name: tuple(args.width or CASES.get(name, (1024,))) for name in args.topology or CASES}
-    rows = compile_all(cases, tuple(args.batch or BATCHES))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = []
+    for row in compile_all(cases, tuple(args.batch or BATCHES)):
+        rows.append(row)
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")  # at once: the dense form can take minutes to compile
     print(table(rows))
     check(rows)
     print("no array of B·b elements in the ring; every v5e:16x16 case of a million pairs is under 2 GB of temporaries")

@@ -80,7 +80,9 @@ def kinds_tile(rules, sim, row, col, shared):
     return channels
 
 
-@functools.partial(jax.jit, static_argnames=("impl", "tile_size"))
+@functools.partial(
+    jax.jit, static_argnames=("impl", "tile_size"), compiler_options={"xla_llvm_disable_expensive_passes": True}
+)
 def reduce_kinds(q, k, kinds, cotangents, impl, tile_size=None):
     """Every reduction of every kind, and the gradient of their weighted sum."""
     rules = {name: p.rule for name, p in kinds.items()}
