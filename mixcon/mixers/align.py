@@ -31,6 +31,7 @@ def sinkhorn(cost: Array, *, eps: float = 0.1, max_iter: int = 100, tolerance: f
     Example:
         >>> sinkhorn(jnp.zeros((1, 2, 2)))[0].round(3).tolist()
         [[0.25, 0.25], [0.25, 0.25]]
+
     Reference:
         Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", 2013.
     """
@@ -85,9 +86,10 @@ def alignmix(
         >>> f = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
         >>> alignmix(jax.random.key(1), f, align="partner").warp[1].matrix.shape
         (2, 4, 4)
+
     Reference:
         Venkataramanan, Kijak, Amsaleg, Avrithis, "AlignMixup: Improving Representations by Interpolating Aligned
-        Features", 2022, eq. 4-8.
+        Features", 2022
     """
     if x.ndim != 4:
         raise InputError(f"x must be feature maps [B, h, w, C]; got {list(x.shape)}.")

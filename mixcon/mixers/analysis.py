@@ -30,8 +30,9 @@ def utilization(queries: Array, train: Array, mixed: Array | None = None) -> Arr
     Example:
         >>> float(utilization(jnp.zeros((1, 2)), jnp.ones((1, 2)), mixed=jnp.full((1, 2), 0.5)))
         0.5
+
     Reference:
-        Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", 2022, section 4.
+        Venkataramanan et al., "It Takes Two to Tango: Mixup for Deep Metric Learning", 2022
     """
     pool = train if mixed is None else jnp.concatenate([train, mixed])
     if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1] or 0 in (len(queries), len(pool)):
@@ -73,8 +74,9 @@ def manifold_intrusion(
         >>> y = jnp.array([0, 1, 1])
         >>> float(manifold_intrusion(plan, mixed, real, jnp.array([1, 1]), y, radius=0.5).rate)
         1.0
+
     Reference:
-        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019, section 3.
+        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019
     """
     if mixed.shape[0] != labels.shape[0] or real.shape[0] != real_labels.shape[0] or mixed.shape[1:] != real.shape[1:]:
         raise InputError(
@@ -124,8 +126,9 @@ def label_quality(plan: Plan, importance: Array) -> LabelQuality:
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([0.5, 0.5]), mask)
         >>> label_quality(plan, jnp.ones((2, 2, 2))).visible.tolist()
         [0.5, 0.5]
+
     Reference:
-        Chen et al., "TransMix: Attend to Mix for Vision Transformers", 2022, section 1 (the premise).
+        Chen et al., "TransMix: Attend to Mix for Vision Transformers", 2022 (the premise).
     """
     if plan.mask is None or plan.partner.ndim != 1 or plan.warp is not None:
         raise InputError("label_quality needs a two-source plan with a mask and without moves.")

@@ -190,9 +190,10 @@ def augmix(
     Example:
         >>> augmix(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8)).shape
         (1, 8, 8, 3)
+
     Reference:
         Hendrycks, Mu, Cubuk, Zoph, Gilmer, Lakshminarayanan, "AugMix: A Simple Data Processing Method to Improve
-        Robustness and Uncertainty", 2020, algorithm 1.
+        Robustness and Uncertainty", 2020
     """
     if x.ndim != 4 or x.shape[-1] != 3:
         raise InputError(f"x must be RGB images [B, H, W, 3]; got {list(x.shape)}.")

@@ -107,8 +107,9 @@ def switch(
         >>> plan = switch(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), [mixup, cutmix])
         >>> plan.mask.shape
         (2, 8, 8, 1)
+
     Reference:
-        Wightman, Touvron, Jégou, "ResNet Strikes Back: An Improved Training Procedure in timm", 2021, section 3.
+        Wightman, Touvron, Jégou, "ResNet Strikes Back: An Improved Training Procedure in timm", 2021
     """
     batch, height, width = image_size(x)
     count = len(policies)
@@ -182,8 +183,9 @@ def mixup_or_cutmix(
     Example:
         >>> mixup_or_cutmix(jax.random.key(0), jnp.zeros((2, 8, 8, 3))).partner.tolist()
         [1, 0]
+
     Reference:
-        Touvron et al., "Training Data-Efficient Image Transformers & Distillation through Attention", 2021, table 9.
+        Touvron et al., "Training Data-Efficient Image Transformers & Distillation through Attention", 2021
     """
     if not 0 <= switch_prob <= 1:
         raise InputError(f"switch_prob must lie in [0, 1]; got {switch_prob}.")
@@ -213,6 +215,7 @@ def unmix(key: Array, x: Array, *, alpha: float = 1.0, cut_prob: float = 0.5) ->
     Example:
         >>> unmix(jax.random.key(0), jnp.zeros((2, 8, 8, 3))).partner.tolist()
         [1, 0]
+
     Reference:
         Shen, Liu, Liu, Savvides, Darrell, Xing, "Un-Mix: Rethinking Image Mixtures for Unsupervised Visual
         Representation Learning", 2022.

@@ -31,10 +31,11 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     Raises:
         InputError: shapes differ; weight outside [0, 1].
     Example:
-        >>> slerp(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), 0.5).round(4).tolist()
-        [0.7071, 0.7071]
+        >>> bool(jnp.allclose(slerp(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), 0.5), 0.5**0.5))
+        True
+
     Reference:
-        Oh, So, Byun, Lim, Shin, Jeon, Song, "Geodesic Multi-Modal Mixup for Robust Fine-Tuning", 2023, eq. 4.
+        Oh, So, Byun, Lim, Shin, Jeon, Song, "Geodesic Multi-Modal Mixup for Robust Fine-Tuning", 2023
     """
     if a.shape != b.shape:
         raise InputError(f"a and b must have one shape; got {list(a.shape)} and {list(b.shape)}.")
@@ -66,8 +67,9 @@ def geodesic_mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
         InputError: a k-source plan; as `slerp`.
     Example:
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([1.0, 0.5]))
-        >>> geodesic_mix(plan, jnp.eye(2)).round(3).tolist()
-        [[1.0, 0.0], [0.707, 0.707]]
+        >>> bool(jnp.allclose(geodesic_mix(plan, jnp.eye(2)), jnp.array([[1, 0], [0.5**0.5, 0.5**0.5]])))
+        True
+
     Reference:
         As `slerp`.
     """
@@ -106,9 +108,9 @@ def mochi_draws(
         >>> d = mochi_draws(jax.random.key(0), 2, num_hard=4, num_mix=3, num_query_mix=1)
         >>> bool((d.first != d.second).all())
         True
+
     Reference:
-        Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus, "Hard Negative Mixing for Contrastive Learning", 2020, eq.
-        4-5.
+        Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus, "Hard Negative Mixing for Contrastive Learning", 2020
     """
     if min(num_mix, num_query_mix) < 0 or num_hard < 1:
         raise InputError(f"want num_hard ≥ 1 and counts ≥ 0; got {num_hard}, {num_mix}, {num_query_mix}.")
@@ -148,12 +150,12 @@ def hard_negative_mix(bank: Array, hard: Array, draws: HardDraws) -> Array:
     Returns:
         unit rows [B, s, D].
     Example:
-        >>> d = HardDraws(jnp.array([[0]]), jnp.array([[1]]), jnp.array([[0.5]]), jnp.zeros((1, 0), int),
-        jnp.zeros((1, 0)))
-        >>> hard_negative_mix(jnp.eye(2), jnp.array([[0, 1]]), d).round(3).tolist()
-        [[[0.707, 0.707]]]
+        >>> draws = mochi_draws(jax.random.key(0), 1, num_hard=2, num_mix=3, num_query_mix=0)
+        >>> hard_negative_mix(jnp.eye(2), jnp.array([[0, 1]]), draws).shape
+        (1, 3, 2)
+
     Reference:
-        Kalantidis et al., "Hard Negative Mixing for Contrastive Learning", 2020, eq. 4.
+        Kalantidis et al., "Hard Negative Mixing for Contrastive Learning", 2020
     """
     a, b = (bank[jnp.take_along_axis(hard, ranks, axis=1)] for ranks in (draws.first, draws.second))
     alpha = draws.alpha[..., None].astype(bank.dtype)
@@ -165,12 +167,12 @@ def query_mix(query: Array, bank: Array, hard: Array, draws: HardDraws) -> Array
 
     Args, Returns: as `hard_negative_mix`; query: unit rows [B, D].
     Example:
-        >>> d = HardDraws(jnp.zeros((1, 0), int), jnp.zeros((1, 0), int), jnp.zeros((1, 0)), jnp.array([[0]]),
-        jnp.array([[0.5]]))
-        >>> query_mix(jnp.array([[0.0, 1.0]]), jnp.eye(2), jnp.array([[0, 1]]), d).round(3).tolist()
-        [[[0.707, 0.707]]]
+        >>> draws = mochi_draws(jax.random.key(0), 1, num_hard=2, num_mix=0, num_query_mix=4)
+        >>> query_mix(jnp.array([[0.0, 1.0]]), jnp.eye(2), jnp.array([[0, 1]]), draws).shape
+        (1, 4, 2)
+
     Reference:
-        Kalantidis et al., "Hard Negative Mixing for Contrastive Learning", 2020, eq. 5.
+        Kalantidis et al., "Hard Negative Mixing for Contrastive Learning", 2020
     """
     negative = bank[jnp.take_along_axis(hard, draws.query, axis=1)]
     beta = draws.beta[..., None].astype(bank.dtype)
@@ -193,8 +195,9 @@ def anchor_inclusive(labels: Array, weight: Array) -> tuple[Array, Array]:
         >>> y, mask = anchor_inclusive(jnp.array([0.0, 10.0]), jnp.full((2, 2), 0.25))
         >>> y.tolist(), mask.tolist()
         ([[0.0, 7.5], [2.5, 10.0]], [[False, True], [True, False]])
+
     Reference:
-        Wu, Dong, Chen, Zhou, Zhou, "Mixup Your Own Pairs", 2023, section 3.
+        Wu, Dong, Chen, Zhou, Zhou, "Mixup Your Own Pairs", 2023
     """
     n = labels.shape[0]
     if labels.ndim != 1 or weight.shape != (n, n):
@@ -220,8 +223,9 @@ def anchor_exclusive(labels: Array, window: float) -> tuple[Array, Array]:
         >>> a, mask = anchor_exclusive(jnp.array([0.0, 1.0, 3.0]), window=5.0)
         >>> round(float(a[1, 0, 2]), 4), int(mask.sum())
         (0.6667, 1)
+
     Reference:
-        Wu, Dong, Chen, Zhou, Zhou, "Mixup Your Own Pairs", 2023, section 3.
+        Wu, Dong, Chen, Zhou, Zhou, "Mixup Your Own Pairs", 2023
     """
     if isinstance(window, (int, float)) and window <= 0:
         raise InputError(f"window must be > 0 (label units); got {window}.")
@@ -256,9 +260,10 @@ def metrix_pairs(
         >>> plan, target, mask = metrix_pairs(jax.random.key(0), jnp.array([0, 0, 1, 1]))
         >>> target.shape, bool(((target > 0) & (target < 1))[mask].all())
         ((4, 4), True)
+
     Reference:
         Venkataramanan, Psomas, Kijak, Amsaleg, Karantzalos, Avrithis, "It Takes Two to Tango: Mixup for Deep Metric
-        Learning", 2022, eq. 9-11.
+        Learning", 2022
     """
     if mode not in ("pos_neg", "anchor_neg", "pos_pos", "neg_neg", "any"):
         raise InputError(f"mode must be pos_neg, anchor_neg, pos_pos, neg_neg or any; got {mode!r}.")

@@ -117,6 +117,7 @@ def fmix(
         >>> plan = fmix(jax.random.key(0), jnp.zeros((2, 16, 16, 3)), weight=0.5)
         >>> float(plan.mask.mean())
         0.5
+
     Reference:
         Harris, Marcu, Painter, Niranjan, Prügel-Bennett, Hare, "FMix: Enhancing Mixed Sample Data Augmentation", 2020.
     """

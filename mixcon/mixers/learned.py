@@ -60,8 +60,9 @@ class MixBlock(nnx.Module):
         >>> f = jnp.ones((2, 4, 4, 8))
         >>> block(f, f, jnp.float32(0.5)).shape
         (2, 16, 16, 1)
+
     Reference:
-        Liu et al., "AutoMix: Unveiling the Power of Mixup for Stronger Classifiers", 2022, eq. 6-8; Li et al.,
+        Liu et al., "AutoMix: Unveiling the Power of Mixup for Stronger Classifiers", 2022; Li et al.,
         "Boosting
         Discriminative Visual Representation Learning with Scenario-Agnostic Mixup", 2021.
     """
@@ -132,8 +133,9 @@ def mask_mean_loss(mask: Array, weight: Array, *, margin: float = 0.1, variance:
     Example:
         >>> float(mask_mean_loss(jnp.full((1, 2, 2, 1), 0.5), jnp.float32(0.75), margin=0.25))
         0.0
+
     Reference:
-        Liu et al., "AutoMix", 2022, eq. 9.
+        Liu et al., "AutoMix", 2022
     """
     if margin < 0 or variance < 0:
         raise InputError(f"margin and variance must be ≥ 0; got {margin}, {variance}.")
@@ -159,8 +161,9 @@ def automix(block: MixBlock, features: Array, partner: Array, weight: Array, *, 
         >>> block = MixBlock(8, 4, rngs=nnx.Rngs(0))
         >>> automix(block, jnp.ones((2, 4, 4, 8)), jnp.array([1, 0]), jnp.float32(0.3)).mask.shape
         (2, 16, 16, 1)
+
     Reference:
-        Liu et al., "AutoMix", 2022, section 3.
+        Liu et al., "AutoMix", 2022
     """
     if partner.shape != features.shape[:1]:
         raise InputError(f"partner must be [{features.shape[0]}]; got {list(partner.shape)}.")
@@ -185,8 +188,9 @@ class AdaptiveMask(nnx.Module):
         >>> net = AdaptiveMask(8, 4, rngs=nnx.Rngs(0))
         >>> net(jnp.ones((3, 2, 4, 4, 8)), jnp.full(3, 1 / 3)).shape
         (2, 16, 16, 3)
+
     Reference:
-        Qin, Jin, Jiang, El-Yacoubi, Gao, "Adversarial AutoMixup", 2024, section 3.2.
+        Qin, Jin, Jiang, El-Yacoubi, Gao, "Adversarial AutoMixup", 2024
     """
 
     def __init__(
@@ -239,8 +243,9 @@ def adautomix(net: AdaptiveMask, features: Array, sources: Array, weight: Array,
         >>> index = jnp.array([[0, 1, 0], [1, 0, 1]])
         >>> adautomix(net, jnp.ones((2, 4, 4, 8)), index, jnp.full(3, 1 / 3)).mask.shape
         (2, 16, 16, 3)
+
     Reference:
-        Qin et al., "Adversarial AutoMixup", 2024, section 3.3.
+        Qin et al., "Adversarial AutoMixup", 2024
     """
     if sources.ndim != 2 or sources.shape != (features.shape[0], weight.shape[0]):
         raise InputError(f"sources must be [{features.shape[0]}, {weight.shape[0]}]; got {list(sources.shape)}.")
@@ -263,8 +268,9 @@ def weighted_logit_cosine(mixed: Array, clean: Array, weight: Array) -> Array:
     Example:
         >>> float(weighted_logit_cosine(jnp.ones((1, 2)), jnp.ones((1, 1, 2)), jnp.ones(1)).round(4))
         1.0
+
     Reference:
-        Qin et al., "Adversarial AutoMixup", 2024, section 3.4.
+        Qin et al., "Adversarial AutoMixup", 2024
     """
     norms = jnp.linalg.norm(mixed, axis=-1)[None] * jnp.linalg.norm(clean, axis=-1)
     cosine = (mixed[None] * clean).sum(axis=-1) / jnp.maximum(norms, 1e-8)
@@ -289,8 +295,9 @@ def adversarial_generator_loss(
     Example:
         >>> float(adversarial_generator_loss(jnp.float32(2.0), jnp.float32(1.0), jnp.bool_(False)))
         2.0
+
     Reference:
-        Qin et al., "Adversarial AutoMixup", 2024, eq. 10-11.
+        Qin et al., "Adversarial AutoMixup", 2024
     """
     if not 0.0 <= beta <= 1.0:
         raise InputError(f"beta must lie in [0, 1]; got {beta}.")
@@ -318,8 +325,9 @@ def interval_weight(policy_logits: Array, unit: Array) -> Interval:
     Example:
         >>> interval_weight(jnp.zeros((1, 3)), jnp.array([0.5])).weight.tolist()
         [0.5]
+
     Reference:
-        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019, section 4.
+        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019
     """
     if policy_logits.ndim != 2 or policy_logits.shape[1] != 3 or unit.shape != policy_logits.shape[:1]:
         raise InputError(f"want logits [B, 3] and u [B]; got {list(policy_logits.shape)}, {list(unit.shape)}.")
@@ -339,6 +347,7 @@ def policy_gate(noise_a: Array, noise_b: Array, a: Array, b: Array) -> Array:
     Example:
         >>> policy_gate(jnp.ones(2), jnp.ones(2), jnp.zeros(2), jnp.ones(2)).tolist()
         [0.5, 0.5]
+
     Reference:
         As `interval_weight`.
     """
@@ -351,6 +360,7 @@ class PolicyHead(nnx.Module):
     Example:
         >>> PolicyHead(8, rngs=nnx.Rngs(0))(jnp.ones((2, 8))).shape
         (2, 3)
+
     Reference:
         As `interval_weight`.
     """
@@ -370,6 +380,7 @@ class IntrusionHead(nnx.Module):
     Example:
         >>> IntrusionHead(8, 10, rngs=nnx.Rngs(0))(jnp.ones((2, 8))).shape
         (2, 2)
+
     Reference:
         As `interval_weight`.
     """
@@ -399,8 +410,9 @@ def intrusion_loss(
     Example:
         >>> round(float(intrusion_loss(jnp.zeros((2, 2)), jnp.zeros((1, 2)))), 4)
         0.6931
+
     Reference:
-        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019, eq. 8.
+        Guo, Mao, Zhang, "MixUp as Locally Linear Out-of-Manifold Regularization", 2019
     """
     if weighting not in ("pooled", "balanced"):
         raise InputError(f"weighting must be 'pooled' or 'balanced'; got {weighting!r}.")

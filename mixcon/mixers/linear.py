@@ -38,8 +38,9 @@ def mixup(
         >>> plan = mixup(jax.random.key(0), jnp.zeros((2, 3)), weight=0.25, partner="reverse")
         >>> plan.weight.tolist(), plan.partner.tolist()
         ([0.25, 0.25], [1, 0])
+
     Reference:
-        Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018, section 2.
+        Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018
     """
     key_partner, key_weight = jax.random.split(key)
     batch = x.shape[0]
@@ -75,8 +76,9 @@ def manifold_mixup(
         >>> plan, layer = manifold_mixup(jax.random.key(0), jnp.zeros((4, 3)), layers=1)
         >>> int(layer)
         0
+
     Reference:
-        Verma et al., "Manifold Mixup: Better Representations by Interpolating Hidden States", 2019, section 2.
+        Verma et al., "Manifold Mixup: Better Representations by Interpolating Hidden States", 2019
     """
     if layers < 1:
         raise InputError(f"layers must be ≥ 1; got {layers}.")
@@ -102,9 +104,10 @@ def mixco(
     Example:
         >>> mixco(jax.random.key(0), jnp.zeros((2, 3)), select=0.0).weight.tolist()
         [1.0, 1.0]
+
     Reference:
         Kim, Lee, Bae, Yun, "MixCo: Mix-up Contrastive Learning for Visual Representation", 2020; Kumar et al.,
-        "Harnessing Shared Relations via Multimodal Mixup Contrastive Learning", 2025, section 3.
+        "Harnessing Shared Relations via Multimodal Mixup Contrastive Learning", 2025
     """
     check_unit("select", select)
     key_partner, key_weight, key_select = jax.random.split(key, 3)
@@ -128,6 +131,7 @@ def imix(key: Array, x: Array, *, alpha: float = 1.0, partner: How | Array = "pe
     Example:
         >>> imix(jax.random.key(0), jnp.zeros((4, 3))).weight.shape
         (4,)
+
     Reference:
         Lee, Zhu, Sohn, Li, Shin, Lee, "i-Mix: A Domain-Agnostic Strategy for Contrastive Representation Learning",
         2021.
@@ -153,8 +157,9 @@ def multi_mixup(key: Array, x: Array, *, num_mixes: int = 3, alpha: float = 2.0,
     Example:
         >>> multi_mixup(jax.random.key(0), jnp.zeros((4, 2)), num_mixes=3).weight.shape
         (3, 4)
+
     Reference:
-        Noh, Park, Lee, Ham, "RankMixup: Ranking-Based Mixup Training for Network Calibration", 2023, section 3.
+        Noh, Park, Lee, Ham, "RankMixup: Ranking-Based Mixup Training for Network Calibration", 2023
     """
     if num_mixes < 1:
         raise InputError(f"num_mixes must be ≥ 1; got {num_mixes}.")
@@ -189,8 +194,9 @@ def cmixup(
         >>> plan = cmixup(jax.random.key(0), y, labels=y, bandwidth=0.1)
         >>> bool((y[plan.partner] == y).all())
         True
+
     Reference:
-        Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022, section 3.
+        Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022
     """
     if labels.shape[0] != x.shape[0]:
         raise InputError(f"labels has {labels.shape[0]} rows, the batch {x.shape[0]}.")
@@ -206,6 +212,7 @@ def regmixup(key: Array, x: Array, *, alpha: float = 10.0, per: Per = "batch") -
     Example:
         >>> regmixup(jax.random.key(0), jnp.zeros((4, 2))).weight.shape
         (4,)
+
     Reference:
         Pinto, Yang, Lim, Torr, Dokania, "RegMixup: Mixup as a Regularizer Can Surprisingly Improve Accuracy and
         Out Distribution Robustness", 2022.
@@ -232,8 +239,9 @@ def simplex_mixup(key: Array, x: Array, *, num_sources: int = 3, alpha: float = 
         >>> plan = simplex_mixup(jax.random.key(0), jnp.zeros((4, 2)))
         >>> plan.partner.shape, round(float(plan.weight[0].sum()), 5)
         ((4, 3), 1.0)
+
     Reference:
-        Qin et al., "Adversarial AutoMixup", 2024, section 3.
+        Qin et al., "Adversarial AutoMixup", 2024
     """
     batch = x.shape[0]
     if not 2 <= num_sources <= batch:

@@ -112,8 +112,9 @@ def label_kernel_logits(
     Example:
         >>> label_kernel_logits(jnp.array([0.0, 1.0]), bandwidth=1.0).tolist()
         [[-0.0, -0.5], [-0.5, -0.0]]
+
     Reference:
-        Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022, section 3.
+        Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022
     """
     check_positive("bandwidth", bandwidth)
     wide = wide_dtype(labels.dtype)  # label scales of 100 and more rule bfloat16 out
@@ -173,8 +174,9 @@ def one_cycle_partner(saliency: Array) -> Array:
     Example:
         >>> one_cycle_partner(jnp.array([0.0, 1.0, 5.0]).reshape(3, 1, 1)).tolist()
         [2, 0, 1]
+
     Reference:
-        Kang, Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", 2023, algorithm 1.
+        Kang, Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", 2023
     """
     batch = saliency.shape[0]
     if batch < 2:

@@ -72,8 +72,9 @@ def puzzle_costs(
         >>> x, s = jnp.zeros((2, 8, 8, 3)), jnp.ones((2, 8, 8))
         >>> puzzle_costs(x, s, jnp.array([1, 0]), jnp.float32(0.5), blocks=2).unary.shape
         (2, 2, 2, 3)
+
     Reference:
-        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020, eq. 4-6.
+        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020
     """
     size = image.shape[1] // blocks
     per_block = size // min(neighbourhood, size)
@@ -133,8 +134,9 @@ def greedy_transport(share: Array, wanted: Array, *, t_eps: float = 0.8) -> Arra
     Example:
         >>> greedy_transport(jnp.array([[[1.0, 0], [0, 0]]]), jnp.ones((1, 2, 2)))[0, 0]
         Array(0, dtype=int32)
+
     Reference:
-        Kim, Choo, Song, "Puzzle Mix", 2020, algorithm 1.
+        Kim, Choo, Song, "Puzzle Mix", 2020
     """
     n, side, _ = share.shape
     places = side * side
@@ -257,8 +259,9 @@ def puzzlemix(
         >>> plan = puzzlemix(jax.random.key(1), x, saliency=x.mean(-1), block_nums=(2, 4))
         >>> plan.mask.shape
         (2, 16, 16, 1)
+
     Reference:
-        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020, section 4.
+        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020
     """
     batch, height, _ = image_size(x, square=True)
     check_map("saliency", saliency, x)

@@ -90,9 +90,10 @@ def cutmix(
         >>> plan = cutmix(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), weight=1.0)
         >>> float(plan.mask.min()), plan.weight.tolist()
         (1.0, [1.0, 1.0])
+
     Reference:
         Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
-        Features", 2019, eq. 1-2.
+        Features", 2019
     """
     batch, height, width = image_size(x)
     key_partner, key_weight, key_place = jax.random.split(key, 3)
@@ -138,6 +139,7 @@ def smoothmix(
         >>> plan = smoothmix(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
         >>> bool(jnp.allclose(plan.weight, plan.mask.mean()))
         True
+
     Reference:
         Lee, Zaheer, Astrid, Lee, "SmoothMix: A Simple Yet Effective Data Augmentation to Train Robust Classifiers",
         2020.
@@ -235,6 +237,7 @@ def gridmix(
         >>> plan = gridmix(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
         >>> plan.mask.shape
         (1, 32, 32, 1)
+
     Reference:
         Baek, Bang, Shim, "GridMix: Strong Regularization Through Local Context Mapping", 2021.
     """
@@ -308,6 +311,7 @@ def resizemix(
         >>> plan = resizemix(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
         >>> plan.warp[1].rows.shape
         (1, 32)
+
     Reference:
         Qin, Fang, Zhang, Liu, Wang, Wang, "ResizeMix: Mixing Data with Preserved Object Information and True
         Labels", 2020.

@@ -64,8 +64,9 @@ def transmix_relabel(plan: Plan, attention: Array, *, attention_weight: float | 
         >>> plan = Plan(jnp.array([0]), jnp.array([0.5]), mask)
         >>> transmix_relabel(plan, jnp.array([[0.0, 0.0, 1.0, 1.0]])).weight.tolist()
         [0.75]
+
     Reference:
-        Chen, Sun, He, Torr, Yuille, Bai, "TransMix: Attend to Mix for Vision Transformers", 2022, eq. 5.
+        Chen, Sun, He, Torr, Yuille, Bai, "TransMix: Attend to Mix for Vision Transformers", 2022
     """
     share = attention_share(plan, patch_attention(attention, plan.partner.shape[0]))
     return plan._replace(weight=(1.0 - attention_weight) * plan.weight + attention_weight * share)
@@ -86,8 +87,9 @@ def tokenmix_relabel(plan: Plan, attention: Array, *, legacy: bool = False) -> P
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([0.5, 0.5]), jnp.ones((1, 2, 2, 1)).at[:, 0].set(0.0))
         >>> tokenmix_relabel(plan, jnp.ones((2, 4))).weight.tolist()
         [[0.5, 0.5], [0.5, 0.5]]
+
     Reference:
-        Liu et al., "TokenMix", 2022, eq. 4.
+        Liu et al., "TokenMix", 2022
     """
     maps = patch_attention(attention, plan.partner.shape[0])
     own = _own_patches(plan, maps.shape[-1])
@@ -120,8 +122,9 @@ def mixpro_relabel(plan: Plan, attention: Array, logits: Array, labels: Array, *
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([0.5, 0.5]), jnp.ones((1, 2, 2, 1)).at[:, 0].set(0.0))
         >>> mixpro_relabel(plan, jnp.ones((2, 4)), jnp.zeros((2, 2)), jnp.array([0, 1])).weight.tolist()
         [0.5, 0.5]
+
     Reference:
-        Zhao et al., "MixPro", 2023, eq. 7-9.
+        Zhao et al., "MixPro", 2023
     """
     share = attention_share(plan, patch_attention(attention, plan.partner.shape[0]))
     target = mix_targets(plan, labels, num_classes=logits.shape[-1], smoothing=smoothing)
@@ -149,8 +152,9 @@ def align_labels(plan: Plan, labels: Array, attention: Array, *, num_classes: in
         >>> eye = jnp.broadcast_to(jnp.eye(5), (1, 2, 1, 5, 5))
         >>> align_labels(plan, jnp.array([0, 1]), eye, num_classes=2, smoothing=0.0).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
+
     Reference:
-        Xiao et al., "Token-Label Alignment for Vision Transformers", 2022, eq. 6-8.
+        Xiao et al., "Token-Label Alignment for Vision Transformers", 2022
     """
     batch = plan.partner.shape[0]
     if attention.ndim != 5 or attention.shape[1] != batch or attention.shape[3] != attention.shape[4]:

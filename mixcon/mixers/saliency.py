@@ -27,8 +27,9 @@ def input_gradient_saliency(loss: Callable[[Array], Array], x: Array) -> Array:
     Example:
         >>> input_gradient_saliency(lambda x: (3.0 * x).sum(), jnp.zeros((1, 1, 2, 1)))[0].tolist()
         [[3.0, 3.0]]
+
     Reference:
-        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020, section 3.
+        Kim, Choo, Song, "Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", 2020
     """
     grad = jax.grad(loss)(x).astype(jnp.float32)
     return jax.lax.stop_gradient(jnp.sqrt(jnp.square(grad).mean(axis=-1)))
@@ -48,6 +49,7 @@ def fine_grained_saliency(image: Array, *, bgr: bool = False) -> Array:
     Example:
         >>> int(fine_grained_saliency(jnp.full((1, 8, 8, 3), 7, jnp.uint8)).max())
         0
+
     Reference:
         Montabone, Soto, "Human Detection Using a Mobile Platform and Novel Features Derived from a Visual Saliency
         Mechanism", 2010; Uddin, Monira, Shin, Chung, Bae, "SaliencyMix", 2021.
@@ -140,6 +142,7 @@ def spectral_residual_saliency(x: Array) -> Array:
     Example:
         >>> spectral_residual_saliency(jnp.ones((1, 8, 8, 3))).shape
         (1, 8, 8)
+
     Reference:
         Hou, Zhang, "Saliency Detection: A Spectral Residual Approach", 2007; Kang, Kim, "GuidedMixup", 2023.
     """
@@ -230,8 +233,9 @@ def semantic_percent_map(
         >>> h = jnp.array([[[[0.0], [1.0]], [[0.0], [0.0]]]])
         >>> float(semantic_percent_map(h, jnp.ones((1, 2)), None, jnp.array([0]), (2, 2))[0, 0, 1])
         1.0
+
     Reference:
-        Huang, Wang, Tao, "SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data", 2021, eq. 3-4.
+        Huang, Wang, Tao, "SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data", 2021
     """
     weight = kernel.T[labels].astype(jnp.float32)
     map_ = jnp.einsum("bhwd,bd->bhw", jax.nn.relu(hidden.astype(jnp.float32)), weight)

@@ -50,9 +50,10 @@ def saliencymix(
         >>> plan = saliencymix(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), saliency=s, weight=0.75)
         >>> float(plan.mask[0, 4, 4, 0])
         0.0
+
     Reference:
         Uddin, Monira, Shin, Chung, Bae, "SaliencyMix: A Saliency Guided Data Augmentation Strategy for Better
-        Regularization", 2021, section 3.
+        Regularization", 2021
     """
     batch, height, width = image_size(x)
     check_map("saliency", saliency, x)
@@ -111,6 +112,7 @@ def attentivemix(
         >>> plan = attentivemix(jax.random.key(0), jnp.zeros((2, 4, 4, 3)), features=f, top_k=1)
         >>> plan.mask[0, :, :, 0].sum(), plan.weight[0]
         (Array(4., dtype=float32), Array(0.25, dtype=float32))
+
     Reference:
         Walawalkar, Shen, Liu, Savvides, "Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning
         Based
@@ -162,8 +164,9 @@ def guidedmixup(
         >>> s = jnp.ones((2, 8, 8))
         >>> guidedmixup(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), saliency=s).weight.tolist()
         [0.5, 0.5]
+
     Reference:
-        Kang, Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", 2023, eq. 4-6.
+        Kang, Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", 2023
     """
     batch, _, _ = image_size(x)
     check_map("saliency", saliency, x)
@@ -234,8 +237,9 @@ def snapmix(
         >>> plan = snapmix(jax.random.key(1), jnp.zeros((2, 8, 8, 3)), percent=s, labels=jnp.array([0, 1]))
         >>> plan.weight.shape
         (2, 2)
+
     Reference:
-        Huang, Wang, Tao, "SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data", 2021, eq. 1-6.
+        Huang, Wang, Tao, "SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data", 2021
     """
     batch, height, width = image_size(x)
     check_map("percent", percent, x)

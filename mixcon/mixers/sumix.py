@@ -26,8 +26,9 @@ def sumix_relabel(plan: Plan, clean: Array, mixed: Array, labels: Array) -> tupl
         >>> z = jnp.zeros((2, 3))
         >>> sumix_relabel(plan, z, z, jnp.array([0, 1]))[0].weight.shape
         (2,)
+
     Reference:
-        Qin et al., "SUMix: Mixup with Semantic and Uncertain Information", 2024, eq. 5-8.
+        Qin et al., "SUMix: Mixup with Semantic and Uncertain Information", 2024
     """
     dtype = wide_dtype(clean.dtype)
     p, q = (jax.nn.softmax(jax.lax.stop_gradient(z).astype(dtype), axis=-1) for z in (clean, mixed))
@@ -70,8 +71,9 @@ def sumix_loss(
         >>> z = jnp.zeros((2, 3))
         >>> sumix_loss(plan, z, z, z, z, jnp.array([0, 1])).shape
         ()
+
     Reference:
-        Qin et al., "SUMix: Mixup with Semantic and Uncertain Information", 2024, eq. 9-11.
+        Qin et al., "SUMix: Mixup with Semantic and Uncertain Information", 2024
     """
     shown, (change_a, change_b) = sumix_relabel(plan, clean, mixed, labels)
     dtype = change_a.dtype

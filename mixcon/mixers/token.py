@@ -43,8 +43,9 @@ def token_cutmix(
     Example:
         >>> token_cutmix(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), patch=8).mask.shape
         (1, 32, 32, 1)
+
     Reference:
-        Xiao et al., "Token-Label Alignment for Vision Transformers", 2022, section 3.
+        Xiao et al., "Token-Label Alignment for Vision Transformers", 2022
     """
     batch, height, width = image_size(x)
     grid = _grid(x, patch)
@@ -132,10 +133,11 @@ def tokenmix(
         >>> plan = tokenmix(jax.random.key(0), jnp.zeros((2, 28, 28, 3)), mode="random", weight=0.5)
         >>> round(float(1 - plan.weight[0]) * 196)
         112
+
     Reference:
         Liu, Liu, Zhou, Hu, Yu, Ouyang, "TokenMix: Rethinking Image Mixing for Data Augmentation in Vision
         Transformers",
-        2022, section 3.
+        2022
     """
     batch, height, width = image_size(x)
     if mode not in ("block", "random"):
@@ -194,9 +196,10 @@ def maskmix(
         >>> plan = maskmix(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), cell=8, weight=0.5)
         >>> plan.weight.tolist()
         [0.5, 0.5]
+
     Reference:
         Zhao et al., "MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer",
-        2023, section 3.1.
+        2023
     """
     batch, height, width = image_size(x)
     if not 1 <= cell <= min(height, width):
@@ -248,8 +251,9 @@ def smmix(key: Array, x: Array, *, attention: Array, ratio: tuple[float, float] 
         >>> a = jnp.ones((2, 16))
         >>> smmix(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), attention=a).mask.shape
         (2, 8, 8, 1)
+
     Reference:
-        Chen et al., "SMMix: Self-Motivated Image Mixing for Vision Transformers", 2023, section 3.2.
+        Chen et al., "SMMix: Self-Motivated Image Mixing for Vision Transformers", 2023
     """
     batch, height, width = image_size(x)
     if batch % 2:
@@ -293,6 +297,7 @@ def spanmix(
         >>> from mixcon.mixers.plan import mix
         >>> int(mix(spanmix(jax.random.key(0), ids, weight=0.5, partner="reverse"), ids).sum())
         12
+
     Reference:
         Yoon, Kim, Park, "SSMix: Saliency-Based Span Mixup for Text Classification", 2021 (without the saliency).
     """
