@@ -138,15 +138,16 @@ def on_mesh(case: Case, mesh: jax.sharding.Mesh, inside: bool, impl: str) -> Any
 
 
 def placements() -> list[Any]:
-    """Every case on every mesh; half of them inside `shard_map`, the other half in the slow run."""
+    """Every case on every mesh, both ways. At once: 8, 2x4 and one of the others, one way each; the rest is slow."""
     out = []
     for number, case in enumerate(CASES):
+        at_once = {"8", "2x4", ("1", "2", "4")[number % 3]}
         for turn, mesh in enumerate(MESHES):
             for inside in (False, True):
                 impl = "auto" if mesh == "1" else ("ring", "gather", "auto")[(number + turn) % 3]
-                marks = [pytest.mark.slow] if (number + turn) % 2 != inside else []
-                where = "shard_map" if inside else "jit"
-                out.append(pytest.param(case, mesh, inside, impl, marks=marks, id=f"{case.name}-{mesh}-{where}-{impl}"))
+                slow = mesh not in at_once or (number + turn) % 2 != inside
+                name = f"{case.name}-{mesh}-{'shard_map' if inside else 'jit'}-{impl}"
+                out.append(pytest.param(case, mesh, inside, impl, marks=[pytest.mark.slow] * slow, id=name))
     return out
 
 
