@@ -6,6 +6,7 @@ Every policy is a pure function with its paper's defaults; `MIXERS` lists them b
 from mixcon.mixers.align import alignmix, sinkhorn, transport_between
 from mixcon.mixers.augmix import augmix
 from mixcon.mixers.compose import compose, gate, maybe, mixup_or_cutmix, repeat, switch, unmix
+from mixcon.mixers.decoupled import decoupled_mixup, partner_removed_log_softmax, rescale_weight, two_hot_targets
 from mixcon.mixers.draw import sample_weight
 from mixcon.mixers.embedding import (
     HardDraws,
@@ -22,20 +23,22 @@ from mixcon.mixers.embedding import (
 )
 from mixcon.mixers.frequency import fmix
 from mixcon.mixers.graphcut import convex_label_mincut
-from mixcon.mixers.learned import (
-    AdaptiveMask,
+from mixcon.mixers.interval import (
     Interval,
     IntrusionHead,
-    MixBlock,
     PolicyHead,
+    interval_weight,
+    intrusion_loss,
+    policy_gate,
+    stop_weights,
+)
+from mixcon.mixers.learned import (
+    AdaptiveMask,
+    MixBlock,
     adautomix,
     adversarial_generator_loss,
     automix,
-    interval_weight,
-    intrusion_loss,
     mask_mean_loss,
-    policy_gate,
-    stop_weights,
     weighted_logit_cosine,
 )
 from mixcon.mixers.linear import (
@@ -50,15 +53,11 @@ from mixcon.mixers.linear import (
 )
 from mixcon.mixers.losses import (
     binary_cross_entropy,
-    decoupled_mixup,
     mixed_accuracy,
     mixed_info_nce,
     pair_cross_entropy,
-    partner_removed_log_softmax,
-    rescale_weight,
     smooth_targets,
     soft_cross_entropy,
-    two_hot_targets,
 )
 from mixcon.mixers.names import LEARNED, MIXERS
 from mixcon.mixers.partner import (

@@ -7,7 +7,8 @@ from mixcon.mixers.align import alignmix
 from mixcon.mixers.augmix import augmix
 from mixcon.mixers.compose import mixup_or_cutmix, unmix
 from mixcon.mixers.frequency import fmix
-from mixcon.mixers.learned import AdaptiveMask, MixBlock, PolicyHead
+from mixcon.mixers.interval import PolicyHead
+from mixcon.mixers.learned import AdaptiveMask, MixBlock
 from mixcon.mixers.linear import cmixup, imix, manifold_mixup, mixco, mixup, multi_mixup, regmixup, simplex_mixup
 from mixcon.mixers.puzzle import puzzlemix
 from mixcon.mixers.region import cutmix, gridmix, resizemix, smoothmix

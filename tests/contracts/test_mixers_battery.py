@@ -130,6 +130,7 @@ CASES = [
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 TRACES: dict[str, int] = {}
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is what this file spends its time on
 
 
 def whole(plan):
@@ -161,7 +162,7 @@ def run(case, key, x):
 
 @cache
 def compiled(case):
-    return jax.jit(partial(run, case))
+    return jax.jit(partial(run, case), compiler_options=QUICK)
 
 
 @cache
@@ -280,7 +281,7 @@ def mixed_by_all(key, x):
 def test_plan_is_independent_of_sharding(devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     x = jax.device_put(images(), NamedSharding(mesh, PartitionSpec("data")))
-    sharded = jax.device_get(jax.jit(mixed_by_all)(KEY, x))
+    sharded = jax.device_get(jax.jit(mixed_by_all, compiler_options=QUICK)(KEY, x))
     for case in CASES:
         same(sharded[case.name], (result(case)["plan"], result(case)["mixed"]))
 
@@ -290,8 +291,13 @@ EAGER = [c for c in CASES if c.name in ("mixup", "cutmix", "fmix", "resizemix", 
 
 @pytest.mark.parametrize("case", EAGER, ids=lambda c: c.name)
 def test_jit_equals_eager(case):
-    plan = case.policy(KEY, images())
-    same((plan, m.mix(plan, images())), (result(case)["plan"], result(case)["mixed"]))
+    def apply(key, x):
+        plan = case.policy(key, x)
+        return plan, m.mix(plan, x)
+
+    eager = apply(KEY, images())
+    same(eager, jax.jit(apply)(KEY, images()))
+    same(jax.device_get(eager), (result(case)["plan"], result(case)["mixed"]))
 
 
 @pytest.mark.slow

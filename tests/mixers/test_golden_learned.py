@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mixcon.mixers import learned
+from mixcon.mixers import interval, learned
 from mixcon.mixers.linear import normalise_weights, simplex_mixup
 from mixcon.mixers.losses import soft_cross_entropy
 from mixcon.mixers.plan import Plan, mix, mix_targets
@@ -188,10 +188,10 @@ def test_a_whole_adautomix_step(golden, nhwc, close, index):
 
 def test_adamixup_policy(golden, close):
     inp, out = golden("adamixup")[0].inp, golden("adamixup")[0].out
-    interval = learned.interval_weight(f32(inp["policy_logits"]), f32(inp["u"]))
-    for name, ours in (("gamma", interval.weight), ("alpha", interval.alpha), ("delta", interval.delta)):
+    drawn = interval.interval_weight(f32(inp["policy_logits"]), f32(inp["u"]))
+    for name, ours in (("gamma", drawn.weight), ("alpha", drawn.alpha), ("delta", drawn.delta)):
         close(ours, out[name])
-    close(learned.policy_gate(*(f32(inp[k]) for k in ("gate_noise1", "gate_noise2", "x1", "x2"))), out["gate"])
+    close(interval.policy_gate(*(f32(inp[k]) for k in ("gate_noise1", "gate_noise2", "x1", "x2"))), out["gate"])
 
 
 @pytest.mark.parametrize("index", [1, 2])
@@ -204,14 +204,14 @@ def test_adamixup_objective(golden, close, index):
     hot = jax.nn.one_hot(labels[0], classes)
 
     def loss(policy, stop=True, parts=(1.0, 1.0)):
-        interval = learned.interval_weight(policy, f32(inp["u"]))
-        plan = Plan(jnp.arange(len(a)), interval.weight)
-        labelled = learned.stop_weights(plan) if stop else plan
+        drawn = interval.interval_weight(policy, f32(inp["u"]))
+        plan = Plan(jnp.arange(len(a)), drawn.weight)
+        labelled = interval.stop_weights(plan) if stop else plan
         x_mix, y_mix = mix(plan, a, b), mix_targets(labelled, labels[0], num_classes=classes, bank=labels[1])
         logits = jnp.concatenate([x_mix, a]) @ wc + bc[None]
         classify = soft_cross_entropy(logits, jnp.concatenate([y_mix, hot]))
         real, mixed = (v @ wd + bd[None] for v in (jnp.concatenate([unseen, a]), x_mix))
-        intrude = learned.intrusion_loss(real, mixed)
+        intrude = interval.intrusion_loss(real, mixed)
         return parts[0] * classify + parts[1] * intrude, (x_mix, y_mix, classify, intrude)
 
     policy = f32(inp["policy_logits"])
@@ -225,10 +225,10 @@ def test_adamixup_objective(golden, close, index):
 
 
 def test_policies_start_at_the_middle_third():
-    head = learned.PolicyHead(16, rngs=nnx.Rngs(0))
+    head = interval.PolicyHead(16, rngs=nnx.Rngs(0))
     logits = head(jax.random.normal(jax.random.key(0), (64, 16)))
-    interval = learned.interval_weight(logits, jnp.linspace(0, 1, 64))
-    np.testing.assert_allclose(interval.weight, jnp.linspace(1 / 3, 2 / 3, 64), atol=1e-3)
+    drawn = interval.interval_weight(logits, jnp.linspace(0, 1, 64))
+    np.testing.assert_allclose(drawn.weight, jnp.linspace(1 / 3, 2 / 3, 64), atol=1e-3)
 
 
 def test_simplex_weights_sum_to_one():
