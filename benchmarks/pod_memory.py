@@ -66,8 +66,10 @@ def read_program(text: str) -> Program:
             largest = max([largest, *(_elements(dims) for _, dims in ARRAY.findall(result))])
             kind = opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                arrays = ARRAY.findall(result)
-                size = sum(BYTES[t] * _elements(d) for t, d in (arrays[-1:] if opcode.endswith("-start") else arrays))
+                sizes = [
+                    BYTES[t] * _elements(d) for t, d in ARRAY.findall(result) if d or not opcode.endswith("-start")
+                ]
+                size = sum(sizes) // 2 if opcode.endswith("-start") else sum(sizes)  # it lists operands and results
                 collectives[kind]["count"] += times
                 collectives[kind]["bytes"] += times * size
             estimate = re.search(r'"estimated_cycles":"(\d+)"', rest)

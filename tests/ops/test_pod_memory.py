@@ -23,6 +23,8 @@ HloModule jit_f
 %body.1 (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
   %moved = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} collective-permute(%x), channel_id=1, source_target_pairs={{0,1}}
   %sum = (f32[]{:T(128)}, f32[4]{0:T(128)}) all-reduce(%a, %b), replica_groups={}
+  %begun = (f32[8]{0:T(256)}, f32[8]{0:T(256)}, u32[]{:S(2)}) collective-permute-start(%c), channel_id=2
+  %ended = f32[8]{0:T(256)} collective-permute-done(%begun)
   ROOT %t = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%i, %moved), backend_config={"estimated_cycles":"100"}
 }
 
@@ -40,7 +42,7 @@ ENTRY %main (q: bf16[8,16]) -> bf16[8,16] {
 
 def test_reads_a_tpu_program():
     program = pod_memory.read_program(TPU_TEXT)
-    assert program.collectives["collective-permute"] == {"count": 5, "bytes": 5 * 8 * 16 * 2}
+    assert program.collectives["collective-permute"] == {"count": 10, "bytes": 5 * (8 * 16 * 2 + 8 * 4)}
     assert program.collectives["all-reduce"] == {"count": 5, "bytes": 5 * (4 + 16)}
     assert program.largest == 40 * 16
     assert program.cycles == 5 * 100 + 7
