@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         "train a config, or go on where its workdir stands",
-        epilog="any config value can be set: --config.batch_size=128 (ml_collections flags)",
+        epilog="Any config value can be set: --config.batch_size=128. A piece (what has a name) takes more arguments "
+        "of its function, --config.gradient.parts=4, or is replaced whole: --config.optimizer=\"{'name': 'sgd'}\".",
     )
     train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/clip.py:small")
     train.add_argument("--workdir", required=True, help="folder of the run; an existing run is resumed")

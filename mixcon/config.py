@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +24,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixcon.errors import InputError
+
+CODE = pathlib.Path(__file__).resolve().parent.parent  # of a source tree; holds configs/ and experiments/
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
@@ -34,6 +38,9 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Load `configs/clip.py:small` and apply `--config.key=value` overrides.
 
+    A key that the file does not have is refused, unless it is an argument of a piece: those are checked
+    against the signature of the function that the piece names.
+
     Args:
       path: file, optionally followed by `:argument`, which is handed to its `get_config`.
       overrides: arguments in the ml_collections flag convention, e.g. `["--config.batch_size=128"]`.
@@ -42,49 +49,66 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       The locked config.
 
     Raises:
-      InputError: missing file, unknown key (the nearest ones are named), value of another type.
+      InputError: missing or faulty file, unknown key (the nearest ones are named), value of another type.
 
     Example:
       >>> config = load("configs/clip.py:small", ["--config.batch_size=128"])
     """
-    file = pathlib.Path(path.rpartition(":")[0] if ":" in pathlib.Path(path).name else path)
-    if not file.is_file():
-        there = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
-        raise InputError(f"config file {str(file)!r} does not exist; {nearest(str(file), there)}")
-    make_importable(file.resolve().parent.parent)
+    config = read(path)
+    for override in overrides:
+        refuse_unknown_key(path, config, override)
     values = flags.FlagValues()
-    argv = ["mixcon", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv = ["mixcon", *overrides]
     try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=argv
+        )
         rest = values(argv)
-    except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
-        refuse_unknown_key(path, overrides, error)
-    except (flags.Error, TypeError, ValueError) as error:
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"unknown argument --{error.flagname}; overrides are written --config.key=value") from error
+    except (flags.Error, LookupError, TypeError, ValueError) as error:
         raise InputError(f"config override refused: {error}") from error
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; overrides are written --config.key=value")
-    return values.config
+    return config.lock()
+
+
+def read(path: str) -> ml_collections.ConfigDict:
+    """What `get_config` of `file[:argument]` returns."""
+    name, colon, argument = path.rpartition(":") if ":" in pathlib.Path(path).name else (path, "", "")
+    file = pathlib.Path(name)
+    if not file.is_file():
+        there = {str(p) for folder in (file.parent, pathlib.Path("configs")) for p in folder.glob("*.py")}
+        raise InputError(f"config file {name!r} does not exist; {nearest(name, there)}")
+    make_importable(file.resolve().parent.parent)
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config file {name!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*([argument] if colon else []))
+    except Exception as error:  # it is a program: whatever it raises is about the file, or says why it refuses
+        raise InputError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def make_importable(*roots: pathlib.Path) -> None:
     """Let `experiments.<name>` and `configs.<name>` be found in folders that hold these rooms."""
-    for root in roots:
+    for root in (CODE, pathlib.Path.cwd(), *roots):
         if (root / "experiments").is_dir() and str(root) not in sys.path:
             sys.path.insert(0, str(root))
 
 
-def refuse_unknown_key(path: str, overrides: Sequence[str], error: Exception) -> None:
-    """Turn the flag library's look-up error into one that names the key and its neighbours."""
-    base = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=base, sys_argv=["mixcon", f"--config={path}"])
-    base(["mixcon", f"--config={path}"])
-    known = dict(flatten(base.config))
-    for override in overrides:
-        key = override.lstrip("-").partition("=")[0].removeprefix("config.")
-        inner = {name.rpartition(".")[0] for name in known}
-        if override.startswith("-") and key not in known and key not in inner:
-            raise InputError(f"unknown config key {key!r} in {path}: {nearest(key, known)}") from error
-    raise error
+def refuse_unknown_key(path: str, config: ml_collections.ConfigDict, override: str) -> None:
+    """Name the neighbours of a key that neither the file has nor a piece may take."""
+    written = re.match(r"--?(?:no)?config\.([^=\[]+)", override)
+    if written is None:
+        return
+    key, known = written[1], dict(flatten(config))
+    holder = key.rpartition(".")[0]
+    if key in known or f"{holder}.name" in known or any(name.startswith(f"{key}.") for name in known):
+        return
+    raise InputError(f"unknown config key {key!r} in {path}: {nearest(key, known)}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -124,9 +148,14 @@ def check_arguments(function: Callable, name: str, arguments: Iterable[str]) -> 
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for argument in arguments:
-        if argument not in parameters:
-            raise InputError(f"{name} takes no argument {argument!r}; {nearest(argument, parameters)}")
+    unknown = [argument for argument in arguments if argument not in parameters]
+    if len(unknown) == 1:
+        raise InputError(f"{name} takes no argument {unknown[0]!r}; {nearest(unknown[0], parameters)}")
+    if unknown:  # those of another function: the whole piece has to be replaced
+        raise InputError(
+            f"{name} takes no arguments {', '.join(unknown)}; valid names: {', '.join(sorted(parameters))}. "
+            """A piece is replaced with all its arguments by a dict: --config.key="{'name': ..., 'argument': ...}"."""
+        )
 
 
 def partial(piece: Mapping[str, Any]) -> Callable:
@@ -147,7 +176,12 @@ def call(piece: Mapping[str, Any], *args: Any) -> Any:
     Example:
       >>> call({"name": "optax.adamw", "learning_rate": 1e-3})
     """
-    return partial(piece)(*args)
+    function = partial(piece)
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError as error:
+        raise InputError(f"{piece['name']}: {error}") from error
+    return function(*args)
 
 
 def plain(value: Any) -> Any:
@@ -155,6 +189,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, ml_collections.ConfigDict):
         return {key: plain(inner) for key, inner in value.items()}
     return value
+
+
+def check_minimum(config: ml_collections.ConfigDict, minimum: Mapping[str, int]) -> None:
+    """Refuse values below `{dotted key: least value}`."""
+    values = dict(flatten(config))
+    for key, least in minimum.items():
+        if values[key] < least:
+            raise InputError(f"{key}={values[key]} must be at least {least}")
 
 
 def to_json(config: Mapping[str, Any]) -> str:

@@ -60,6 +60,19 @@ def test_a_misspelt_key_is_named_with_its_neighbour(capsys, tmp_path):
         (["--config.tokenizer.path=absent.json"], "there is no file absent.json"),
         (["--config.schedule.decay=cosin"], "did you mean cosine"),
         (["--config.mesh.data=9"], "8 devices"),
+        (["--config.checkpoint.every=0"], "checkpoint.every=0 must be at least 1"),
+        (["--config.ema=1.5"], "between 0 and 1"),
+        (["--config.nonfinite=ignore"], "valid names: skip, stop"),
+        (["--config.optimizer.name=sgd"], "takes no arguments b1, b2, eps, weight_decay"),
+        (["--config.gradient.name=mixcon.train.gradients.grad_cache"], "missing a required argument: 'parts'"),
+        (
+            ["--config.gradient.name=mixcon.train.gradients.grad_cache", "--config.gradient.parts=0"],
+            "parts=0 must be a whole number of at least 1",
+        ),
+        (
+            ["--config.gradient.name=mixcon.train.gradients.grad_cache", "--config.gradient.parts=3"],
+            "data axis of 1 times 3 micro-batches; try 15 or 18",
+        ),
         (["--config.init_from=nowhere"], "No safetensors at nowhere"),
     ],
 )

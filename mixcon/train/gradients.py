@@ -54,6 +54,7 @@ def accumulate(task: Task, parts: int) -> Gradient:
     For losses that are means over examples this equals `standard`; for in-batch contrast it is the
     smaller problem with fewer negatives (use `grad_cache` for the exact one).
     """
+    check_parts(parts)
 
     def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
         batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
@@ -91,6 +92,7 @@ def grad_cache(task: Task, parts: int) -> Gradient:
     Reference: Gao, Zhang, Han, Callan, "Scaling Deep Contrastive Learning Batch Size under Memory
       Limited Setup", 2021, section 3.2.
     """
+    check_parts(parts)
 
     def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
         batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
@@ -124,6 +126,12 @@ def grad_cache(task: Task, parts: int) -> Gradient:
         return grads, outcome
 
     return gradient
+
+
+def check_parts(parts: int) -> None:
+    """Refuse what is no number of parts; whether it divides the batch is seen at the batch."""
+    if not isinstance(parts, int) or parts < 1:
+        raise InputError(f"parts={parts!r} must be a whole number of at least 1")
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

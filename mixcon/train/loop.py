@@ -28,6 +28,7 @@ from mixcon.train.state import Experiment, Metrics, PyTree, TrainState, init_sta
 
 # What may change between a checkpoint and its resumption without changing what is computed.
 FREE_KEYS = ("mesh", "log_every", "eval_every", "checkpoint")
+LEAST = {"steps": 1, "log_every": 1, "eval_every": -1, "checkpoint.every": 1, "checkpoint.keep": 1}
 
 
 class Pending(NamedTuple):
@@ -40,7 +41,7 @@ class Pending(NamedTuple):
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """The experiment that a config names; it may keep files of its own, such as a tokenizer, in the workdir."""
-    configs.make_importable(pathlib.Path(__file__).resolve().parents[2], pathlib.Path.cwd())
+    configs.make_importable()
     return configs.resolve(f"{config.experiment}.build")(config, workdir)
 
 
@@ -70,8 +71,9 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     goodput = Goodput()
+    configs.check_minimum(config, LEAST)
     mesh = meshes.make_mesh(**config.mesh)
-    meshes.check_batch(config.batch_size, mesh)
+    meshes.check_batch(config.batch_size, mesh, parts=config.gradient.get("parts", 1))
     with workdir_lock(workdir), jax.set_mesh(mesh), disk_errors(workdir):
         text = configs.to_json(config)
         record = provenance(text)
@@ -83,6 +85,8 @@ def train(
             shapes, places = state_layout(experiment, config, mesh)
             restored = checkpoints.restore(with_sharding(shapes, places))
         if restored is not None:
+            for sentence in restored.skipped:  # said at once: the next start will not meet these steps again
+                print(f"warning: {sentence}", file=sys.stderr)
             refuse_other_config(record["config"], restored, allow_config_change)
             iterator.set_state(restored.data)
         if jax.process_index() == 0:
@@ -91,8 +95,6 @@ def train(
             write_atomically(workdir / "run.json", json.dumps(run, indent=2))
         start = restored.step if restored else 0
         logbook = Logbook(workdir, resume_step=start, total=config.steps, progress=progress)
-        for sentence in restored.skipped if restored else []:
-            logbook.say(f"warning: {sentence}")
         if restored is not None:
             logbook.say(f"resuming from the checkpoint of step {start}")
             state = restored.state

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mixcon.errors import InputError
 from mixcon.models.functional import map_with_path
+from mixcon.train.gradients import check_parts
 from mixcon.train.state import PyTree
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -83,6 +84,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Refuse a batch that the data axis (or its micro-batches) cannot share equally."""
+    check_parts(parts)
     data = mesh.shape["data"]
     if batch_size < 1 or batch_size % (data * parts):
         step = data * parts

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mixcon.config import nearest
+from mixcon.errors import InputError
 from mixcon.train.gradients import Gradient
 from mixcon.train.state import Batch, Health, Metrics, PyTree, TrainState
 
+NONFINITE = ("stop", "skip")
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -37,7 +40,14 @@ def make_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure, to be jitted with the state donated.
+
+    Raises:
+      InputError: a decay outside (0, 1), an unknown policy.
     """
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise InputError(f"ema={ema_decay} must be a decay between 0 and 1; 0 keeps no average")
+    if nonfinite not in NONFINITE:
+        raise InputError(f"unknown nonfinite={nonfinite!r}; {nearest(nonfinite, NONFINITE)}")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, outcome = gradient(state, batch, seed=seed)
@@ -57,6 +67,8 @@ def make_step(
         still = state._replace(step=state.step + int(nonfinite == "skip"), health=health)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite & alive, new, old), moved, still)
         metrics = {"loss": outcome.loss, "grad_norm": grad_norm, **outcome.metrics, "halted_at": health.halted_at}
+        if nonfinite == "skip":
+            metrics["skipped_steps"] = health.skipped
         return new_state, metrics
 
     return step

@@ -100,6 +100,19 @@ def test_a_step_is_gradient_then_optimiser_then_constraint():
     assert int(new.step) == 1
 
 
+@pytest.mark.parametrize("change", [{"ema_decay": 1.0}, {"ema_decay": -0.5}, {"nonfinite": "ignore"}])
+def test_a_policy_that_is_none_is_refused(change):
+    with pytest.raises(InputError, match=r"ema=|nonfinite="):
+        step_with(**change)
+
+
+@pytest.mark.parametrize("parts", [0, -1, 2.0, "8"])
+def test_parts_that_are_no_number_are_refused(parts):
+    for transform in (gradients.accumulate, gradients.grad_cache):
+        with pytest.raises(InputError, match=r"parts=.* whole number"):
+            transform(task(contrast), parts)
+
+
 @pytest.mark.parametrize(("policy", "steps", "skipped", "halted_at"), [("skip", 3, 1, -1), ("stop", 1, 0, 1)])
 def test_a_bad_batch_is_skipped_or_freezes_the_state(policy, steps, skipped, halted_at):
     step = step_with(nonfinite=policy)
@@ -108,7 +121,8 @@ def test_a_bad_batch_is_skipped_or_freezes_the_state(policy, steps, skipped, hal
     after_bad, metrics = step(good_state, bad)
     jax.tree.map(np.testing.assert_array_equal, after_bad.params, good_state.params)
     assert int(metrics["halted_at"]) == halted_at
-    after, _ = step(after_bad, BATCH)
+    after, metrics = step(after_bad, BATCH)
+    assert int(metrics.get("skipped_steps", 0)) == skipped
     assert (int(after.step), int(after.health.skipped), int(after.health.halted_at)) == (steps, skipped, halted_at)
     moved = not np.array_equal(after.params["x"], good_state.params["x"])
     assert moved == (policy == "skip")

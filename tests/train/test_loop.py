@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import OVERRIDES, tiny_config
 
+from mixcon.data import tokenizer
 from mixcon.errors import InputError
 from mixcon.train import loop
 from mixcon.train.checkpoint import Checkpoints
@@ -92,6 +93,25 @@ def test_a_damaged_newest_checkpoint_costs_one_step(run, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), reference)
 
 
+def test_a_step_put_aside_is_said_even_when_the_config_is_then_refused(run, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "damaged")
+    victim = next((tmp_path / "damaged" / "checkpoints" / "6").rglob("_METADATA"))
+    victim.write_text("")
+    with pytest.raises(InputError, match="step 5 was made with another config"):
+        train(tmp_path / "damaged", "--config.batch_size=32")
+    assert "checkpoint of step 6 was passed over" in capsys.readouterr().err
+
+
+def test_another_vocabulary_is_not_served_by_what_a_refused_start_left(tmp_path):
+    with pytest.raises(InputError, match="valid names: skip, stop"):
+        train(tmp_path, "--config.tokenizer.vocab_size=280", "--config.nonfinite=ignore")
+    with pytest.raises(InputError, match="valid names: skip, stop"):
+        train(tmp_path, "--config.tokenizer.vocab_size=270", "--config.nonfinite=ignore")
+    assert tokenizer.load(tmp_path / "tokenizer.json").vocab_size == 270
+
+
 def loop_state(run):
     """Parameters of a run's newest checkpoint, on the host."""
     import orbax.checkpoint as ocp
@@ -112,6 +132,7 @@ def test_bad_steps_can_be_skipped_and_counted(tmp_path):
     state = train(tmp_path, *EXPLODING, "--config.nonfinite=skip")
     assert int(state.step) == 6
     assert int(state.health.skipped) > 0
+    assert lines(tmp_path)[-1]["train/skipped_steps"] == int(state.health.skipped)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
 
