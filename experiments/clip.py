@@ -16,10 +16,12 @@ from mixcon.data.records import read
 from mixcon.evals import image_text
 from mixcon.evals.embed import embed
 from mixcon.train import optim
+from mixcon.train.checkpoint import Checkpoints
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 from mixcon.train.step import make_step
 
 EVAL_BATCH = 256
+TOKENIZER_TEXTS = 100_000  # captions that a tokenizer is trained on, at most
 
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
@@ -107,9 +109,12 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
     """The tokenizer that the config names, or one trained on the captions and kept in the workdir."""
     if config.tokenizer.path:
         return data.tokenizer.load(config.tokenizer.path)
+    kept = workdir / "tokenizer.json"
+    if not Checkpoints(workdir, read_only=True).steps():  # what a start that came to nothing left may be of other data
+        kept.unlink(missing_ok=True)
     return data.tokenizer.load_or_train(
-        workdir / "tokenizer.json",
-        lambda: (record["text"] for record in read(source)),
+        kept,
+        lambda: (record["text"] for record in read(source, at_most=TOKENIZER_TEXTS)),
         vocab_size=config.tokenizer.vocab_size,
     )
 

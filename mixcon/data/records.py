@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -27,10 +28,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def read(source: Source) -> Iterator[Record]:
-    """All records of a source in order."""
-    for index in range(len(source)):
-        yield source[index]
+def read(source: Source, *, at_most: int | None = None) -> Iterator[Record]:
+    """The usable records of a source in order; with `at_most`, that many or fewer, spread evenly over it.
+
+    Example:
+        >>> [record["x"] for record in read([{"x": 0}, {"x": 1}, {"x": 2}], at_most=2)]
+        [0, 2]
+    """
+    stride = max(1, -(-len(source) // at_most)) if at_most else 1
+    for index in range(0, len(source), stride):
+        with contextlib.suppress(BadRecord):
+            yield source[index]
 
 
 def to_bytes(record: Record) -> bytes:

@@ -37,6 +37,21 @@ def test_arrays_subset_and_mapped():
         source[5]
 
 
+def test_reading_passes_over_what_cannot_be_used_and_can_be_sparse():
+    class Source:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            if index == 4:
+                raise BadRecord("no")
+            return {"x": index}
+
+    assert [record["x"] for record in read(Source())] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert [record["x"] for record in read(Source(), at_most=6)] == [0, 2, 6, 8]
+    assert [record["x"] for record in read(Source(), at_most=10)] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
 def test_cached_reads_each_record_once_bad_ones_too():
     reads = []
 
