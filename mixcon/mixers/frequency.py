@@ -1,5 +1,6 @@
 """FMix: masks by thresholding low-frequency noise."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -76,12 +77,47 @@ def threshold_mask(image: Array, weight: Array, *, soft: float = 0.0, ceil: Arra
         if ceil is None
         else jnp.where(ceil, jnp.ceil(weight * places), jnp.floor(weight * places))
     )
+    flat = image.reshape(n, places)
+    if soft == 0:
+        return brightest(flat, top.astype(jnp.int32)).reshape(n, height, width, 1)
     edge = jnp.floor(places * jnp.minimum(jnp.minimum(weight, 1.0 - weight), soft))
-    order = jnp.argsort(-image.reshape(n, places), axis=1, stable=True)
+    order = jnp.argsort(-flat, axis=1, stable=True)
     rank = jnp.argsort(order, axis=1).astype(jnp.float32)
     ramp = 1.0 - (rank - (top - edge)[:, None]) / jnp.maximum(2.0 * edge - 1.0, 1.0)[:, None]
     mask = jnp.where(rank < (top - edge)[:, None], 1.0, jnp.where(rank >= (top + edge)[:, None], 0.0, ramp))
     return mask.reshape(n, height, width, 1)
+
+
+def brightest(value: Array, count: Array) -> Array:
+    """1 on the `count` largest of each row of values in [0, 1] (ties: the lowest index first). float32 [n, P].
+
+    Sorting is slow on every device; the threshold is found by bisection instead (floats ≥ 0 order like their bits).
+    """
+    bits = jax.lax.bitcast_convert_type(value.astype(jnp.float32), jnp.int32)
+    place = jnp.arange(value.shape[1])[None, :]
+
+    def bisect(enough: Callable[[Array], Array], low: Array, high: Array, steps: int) -> Array:
+        """The largest point of [low, high] where `enough` still holds."""
+
+        def step(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = low + (high - low + 1) // 2
+            good = enough(middle)
+            return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+        return jax.lax.fori_loop(0, steps, step, (low, high))[0]
+
+    top = jnp.full_like(count, np.float32(1.0).view(np.int32))
+    level = bisect(lambda t: (bits >= t[:, None]).sum(axis=1) >= count, jnp.zeros_like(count), top, 31)
+    above, equal = bits > level[:, None], bits == level[:, None]
+    missing = count - above.sum(axis=1)
+    end = bisect(
+        lambda j: (equal & (place < j[:, None])).sum(axis=1) <= missing,
+        jnp.zeros_like(count),
+        jnp.full_like(count, value.shape[1]),
+        value.shape[1].bit_length(),
+    )
+    return (above | (equal & (place < end[:, None]))).astype(jnp.float32)
 
 
 def fmix(

@@ -137,8 +137,11 @@ def draw_sheet(
     names = [n for n in [*policies, "augmix"] if only is None or n in only]
     columns, wide = 4, 3 if len(names) > 4 else 1
     rows = -(-len(names) // wide)
-    figure = Figure(figsize=(1.75 * columns * wide + 0.4 * (wide - 1), 2.05 * rows), dpi=100)
-    outer = figure.add_gridspec(rows, wide, wspace=0.08, hspace=0.28, left=0.01, right=0.99, top=0.96, bottom=0.01)
+    tall = 2.05 * rows
+    figure = Figure(figsize=(1.75 * columns * wide + 0.4 * (wide - 1), tall), dpi=100)
+    outer = figure.add_gridspec(
+        rows, wide, wspace=0.08, hspace=0.28, left=0.01, right=0.99, top=1 - 0.3 / tall, bottom=0.25 / tall
+    )
     for i, name in enumerate(names):
         if progress is not None:
             progress(name)

@@ -284,6 +284,24 @@ def test_a_hidden_callback_would_be_found():
     assert host_calls(lambda key, x: jax.jit(lambda x: jax.lax.cond(x.sum() > 0, hidden, lambda x: x, x))(x))
 
 
+def test_text_and_self_mixes_keep_the_promises_too():
+    """spanmix mixes token ids, augmix returns images: the two that do not fit the list above."""
+    ids = jax.random.randint(KEY, (B, 12), 0, 100)
+    apply = jax.jit(lambda key, ids: m.mix(m.spanmix(key, ids), ids))
+    np.testing.assert_array_equal(apply(KEY, ids), m.mix(m.spanmix(KEY, ids), ids))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put(ids, NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_array_equal(apply(KEY, sharded), apply(KEY, ids))
+    assert apply(KEY, ids).dtype == ids.dtype
+    plan = m.spanmix(KEY, ids)
+    np.testing.assert_allclose(plan.weight, plan.mask.mean(axis=(1, 2)), rtol=1e-6)
+    assert not host_calls(m.augmix)
+    augment = jax.jit(m.augmix, compiler_options=QUICK)
+    np.testing.assert_array_equal(augment(KEY, images()), augment(KEY, images()))
+    spread = jax.device_put(images(), NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_allclose(augment(KEY, spread), augment(KEY, images()), atol=1e-6)
+
+
 def mixed_by_all(key, x):
     return {c.name: (p := c.policy(key, x), m.mix(p, x)) for c in CASES}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixcon import mixers as m
+from mixcon.mixers.frequency import brightest
 
 KEY = jax.random.key(3)
 B = 6
@@ -122,6 +123,17 @@ def test_weight_laws():
     density = grid * (1 - grid)
     np.testing.assert_allclose(cut.mean(), (grid * density).sum() / density.sum(), atol=0.01)
     assert (np.asarray(m.sample_weight(KEY, 50, alpha=1.0, major=True, per="example")) >= 0.5).all()
+
+
+def test_brightest_equals_a_stable_sort():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 9, (7, 50)).astype(np.float32) / 8  # many ties
+    counts = np.array([0, 1, 7, 25, 49, 50, 33])
+    mask = np.asarray(brightest(jnp.asarray(values), jnp.asarray(counts)))
+    for row, value, count in zip(mask, values, counts, strict=True):
+        expected = np.zeros(50)
+        expected[np.argsort(-value, kind="stable")[:count]] = 1
+        np.testing.assert_array_equal(row, expected)
 
 
 def test_partner_rules():
