@@ -85,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"mixcon: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("mixcon: interrupted; the same command goes on where this one stood", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

@@ -78,7 +78,8 @@ def read(path: str) -> ml_collections.ConfigDict:
     name, colon, argument = path.rpartition(":") if ":" in pathlib.Path(path).name else (path, "", "")
     file = pathlib.Path(name)
     if not file.is_file():
-        there = {str(p) for folder in (file.parent, pathlib.Path("configs")) for p in folder.glob("*.py")}
+        folders = [f for f in (file.parent, pathlib.Path("configs"), CODE / "configs") if any(f.glob("*.py"))]
+        there = [str(p) for p in folders[0].glob("*.py")] if folders else []
         raise InputError(f"config file {name!r} does not exist; {nearest(name, there)}")
     make_importable(file.resolve().parent.parent)
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)

@@ -117,3 +117,17 @@ def test_mixers_are_drawn(capsys, tmp_path):
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match="batchsize"):
         cli.main([*TRAIN, f"--workdir={tmp_path}", "--config.batchsize=1", "--debug"])
+
+
+def test_an_interrupted_command_says_so_without_a_traceback(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "list", interrupted)
+    assert "the same command goes on" in refused(capsys, "list")
+
+
+def test_from_another_folder_the_configs_of_the_source_tree_are_offered(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, "train", "--config", "configs/clip.py:small", "--workdir=x")
+    assert str(cli.ROOT / "configs" / "clip.py") in said

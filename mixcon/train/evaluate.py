@@ -11,6 +11,7 @@ from mixcon.errors import InputError
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
 from mixcon.train.checkpoint import Checkpoints
+from mixcon.train.logbook import json_line
 
 
 def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -21,7 +22,8 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
       step: of the checkpoint; None takes the newest that can be read.
 
     Returns:
-      `(step, {name: value})`; artifacts for the report go to `<workdir>/evals/<step>`.
+      `(step, {name: value})`; the report finds both the values, in `metrics.jsonl`, and the artifacts, in
+      `evals/<step>`.
 
     Raises:
       InputError: not a run, or no readable checkpoint.
@@ -42,4 +44,7 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
             raise InputError(f"{workdir} has no checkpoint yet; train it with `mixcon train --workdir {workdir} ...`")
         for sentence in restored.skipped:
             print(f"warning: {sentence}")
-        return restored.step, loop.run_evals(experiment, restored.state, workdir, restored.step)
+        values = loop.run_evals(experiment, restored.state, workdir, restored.step)
+    with (workdir / "metrics.jsonl").open("a") as file:  # where the report looks for them
+        file.write(json_line(restored.step, values))
+    return restored.step, values

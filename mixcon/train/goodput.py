@@ -39,7 +39,7 @@ class Goodput:
         claimed = sum(s for kind, s in self.seconds.items() if kind != "other")
         seconds = {**self.seconds, "other": max(total - claimed, 0.0)}
         loop = seconds["step"] + seconds["data_wait"] + seconds["other"]
-        return {**seconds, "total": total, "loop_overhead": 1 - seconds["step"] / loop if loop else 0.0}
+        return {**seconds, "total": total, "loop_overhead": 1 - seconds["step"] / loop if seconds["step"] else 0.0}
 
     def line(self) -> str:
         """One line for people."""

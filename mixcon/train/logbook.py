@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mixcon.train.checkpoint import write_atomically
@@ -49,11 +51,18 @@ class Logbook:
         """One line of metrics."""
         if not self.active:
             return
-        line = {"step": step, "time": time.time(), **{k: float(v) for k, v in values.items()}}
-        self.file.write(json.dumps({k: v if math.isfinite(v) else repr(v) for k, v in line.items()}) + "\n")
+        self.file.write(json_line(step, values))
         self.file.flush()
         for name, value in values.items():
             self.events.add_scalar(name, float(value), step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the results of evaluation after this step are written; every process gets the same answer."""
+        found = self.active and any(
+            line["step"] == step and any(key.startswith("eval/") for key in line)
+            for line in map(json.loads, self.path.read_text().splitlines())
+        )
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
 
     def advance(self, **shown: str) -> None:
         """Move the bar by one step; show the given texts beside it."""
@@ -73,6 +82,12 @@ class Logbook:
             self.bar.close()
             self.file.close()
             self.events.close()
+
+
+def json_line(step: int, values: Mapping[str, float]) -> str:
+    """One line of `metrics.jsonl`; JSON has no nan, so it is written as text."""
+    line = {"step": step, "time": time.time(), **{k: float(v) for k, v in values.items()}}
+    return json.dumps({k: v if math.isfinite(v) else repr(v) for k, v in line.items()}) + "\n"
 
 
 def keep_lines_until(path: pathlib.Path, step: int) -> None:

@@ -112,7 +112,7 @@ def train(
             logbook.close()
         with goodput.measure("checkpoint"):
             checkpoints.close()
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and start < config.steps:
             write_atomically(workdir / "goodput.json", json.dumps(goodput.summary()))
             print(goodput.line(), file=sys.stderr)
         return state
@@ -143,6 +143,8 @@ class Run:
     def __call__(self, state: TrainState, start: int) -> TrainState:
         """From step `start` to the last one, or to a signal."""
         config, total = self.config, self.config.steps
+        if start and self.due_eval(start) and not self.logbook.evaluated(start):
+            self.evaluate(state, start)  # the session before was stopped between this checkpoint and its evaluation
         if start >= total:
             self.logbook.say(f"nothing to do: the checkpoint is already at step {start} of {total}")
             return state
@@ -156,7 +158,7 @@ class Run:
                 while len(self.pending) > 1:
                     self.settle(state)
                 stopping = stop(number)
-                due_eval = config.eval_every >= 0 and (number == total or number % (config.eval_every or total) == 0)
+                due_eval = self.due_eval(number)
                 due_save = number == total or stopping or number % config.checkpoint.every == 0
                 if due_eval or due_save:
                     while self.pending:
@@ -169,6 +171,11 @@ class Run:
                 if due_eval:
                     self.evaluate(state, number)
         return state
+
+    def due_eval(self, number: int) -> bool:
+        """Whether the evaluators run after this step."""
+        every, total = self.config.eval_every, self.config.steps
+        return every >= 0 and (number == total or number % (every or total) == 0)
 
     def compile(self, state: TrainState) -> tuple[Any, dict[str, np.ndarray]]:
         """The step for this state and the first batch, compiled before any data is trained on."""

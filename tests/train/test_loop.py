@@ -112,6 +112,25 @@ def test_another_vocabulary_is_not_served_by_what_a_refused_start_left(tmp_path)
     assert tokenizer.load(tmp_path / "tokenizer.json").vocab_size == 270
 
 
+def test_an_evaluation_that_was_cut_off_is_made_up_for_at_the_next_start(tmp_path, monkeypatch):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "run_evals", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "--config.steps=2", "--config.eval_every=0")
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    goodput = tmp_path / "goodput.json"
+    assert not goodput.exists()
+    calls = []
+    monkeypatch.setattr(loop, "run_evals", lambda *_: calls.append(1) or {"eval/x": 0.5})
+    for _ in range(2):  # made up for once
+        train(tmp_path, "--config.steps=2", "--config.eval_every=0")
+    assert [line.get("eval/x") for line in lines(tmp_path)] == [None, None, 0.5]
+    assert calls == [1]
+    assert not goodput.exists(), "a session without a step does not stand for the run"
+
+
 def loop_state(run):
     """Parameters of a run's newest checkpoint, on the host."""
     import orbax.checkpoint as ocp
