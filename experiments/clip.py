@@ -13,6 +13,7 @@ import numpy as np
 from mixcon import config as configs
 from mixcon import data, models
 from mixcon.data.records import read
+from mixcon.errors import InputError
 from mixcon.evals import image_text
 from mixcon.evals.embed import embed
 from mixcon.train import optim
@@ -124,6 +125,13 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
     spec = configs.plain(config.model)
     if config.init_from:
         found = models.load_clip(config.init_from, scan_layers=config.model.scan_layers)
+        text = found.spec["text"]
+        if tokenizer.vocab_size > text["vocab_size"] or text["eos_id"] not in (None, tokenizer.eos_id):
+            raise InputError(
+                f"the tokenizer ({tokenizer.vocab_size} tokens, end of text {tokenizer.eos_id}) is not that of the "
+                f"weights in {config.init_from} ({text['vocab_size']}, {text['eos_id']}); "
+                "set tokenizer.path to the tokenizer.json that belongs to them"
+            )
         return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
     ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}

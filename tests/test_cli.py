@@ -91,6 +91,8 @@ def test_a_missing_dataset_says_where_to_get_it_and_where_to_put_it(capsys, tmp_
 def test_commands_on_a_folder_that_is_no_run(capsys, tmp_path):
     assert "no config.json" in refused(capsys, "eval", f"--workdir={tmp_path}")
     assert str(tmp_path) in refused(capsys, "report", str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    assert "is damaged" in refused(capsys, "eval", f"--workdir={tmp_path}")
 
 
 def test_only_some_of_the_process_flags(capsys, tmp_path):

@@ -35,6 +35,8 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
         config = configs.from_json((workdir / "config.json").read_text())
     except OSError as error:
         raise InputError(f"{workdir} is not the folder of a run: it has no config.json") from error
+    except ValueError as error:
+        raise InputError(f"{workdir / 'config.json'} is damaged ({error}); start the run's command again") from error
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
         experiment = loop.build(config, workdir)

@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_config
 
 from mixcon import models
+from mixcon.errors import InputError
 from mixcon.train import loop
 
 
@@ -23,6 +24,9 @@ def test_a_run_starts_from_the_weights_that_the_config_names(tmp_path):
         f"--config.init_from={tmp_path / 'pretrained'}", "--config.steps=1", "--config.schedule.peak=0.0",
         "--config.schedule.warmup_steps=0", "--config.ema=0.5",
     )  # fmt: skip
+    other = tiny_config(f"--config.init_from={tmp_path / 'pretrained'}", "--config.tokenizer.vocab_size=310")
+    with pytest.raises(InputError, match="is not that of the weights"):
+        loop.train(other, tmp_path / "other", progress=False)
     state = loop.train(run, tmp_path / "run", progress=False)
     assert jax.tree.structure(state.params) == jax.tree.structure(found.params)
     for trained in (state.params, state.ema):
