@@ -230,8 +230,12 @@ def main() -> None:
     args = parser.parse_args()
     if not args.here:
         env = os.environ | {
-            "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3",
-        }  # fmt: skip
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so its lock need not be held
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         command = [str(tpu_python(args.venv)), __file__, *sys.argv[1:], "--here"]
         sys.exit(subprocess.run(command, env=env, check=False).returncode)
     cases = {name: tuple(args.width or CASES.get(name, (1024,))) for name in args.topology or CASES}
@@ -240,6 +244,8 @@ def main() -> None:
     for row in compile_all(cases, tuple(args.batch or BATCHES)):
         rows.append(row)
         args.out.write_text(json.dumps(rows, indent=1) + "\n")  # at once: the dense form can take minutes to compile
+    if not rows:
+        sys.exit("nothing was compiled: see the messages above")
     print(table(rows))
     check(rows)
     print("no array of B·b elements in the ring; every v5e:16x16 case of a million pairs is under 2 GB of temporaries")
