@@ -155,6 +155,8 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
             yield from image_text.retrieval_report(image, text, records, name=name)
             for task in (t for t in config.zero_shot if t["on"] == name):
                 names, prompts = zip(*task["prompts"], strict=True)
+                if len({len(each) for each in prompts}) > 1:
+                    raise InputError(f"zero_shot on {name!r}: every class needs the same number of prompts")
                 vectors = embed_texts(state, [p for ps in prompts for p in ps]).reshape(len(names), len(prompts[0]), -1)
                 labels = [record[task["label"]] for record in records]
                 found_here = image_text.zero_shot_report(image, vectors, labels, names, name=task["label"])

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     for verb, text in (("fetch", "download with checksum"), ("verify", "compare files with their checksums")):
         verbs.add_parser(verb, help=text).add_argument("dataset", metavar="name")
     pack = verbs.add_parser("pack", help="image-text tars, parquet or CSV to ArrayRecord; resumes when interrupted")
-    pack.add_argument("inputs", nargs="+", help="tar files, or one parquet/CSV file of paths and captions")
+    pack.add_argument("inputs", nargs="+", help="tar files, or parquet/CSV files of paths and captions")
     pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
     pack.add_argument("--image-column", default="image", help="of a table: paths of images (default: image)")
     pack.add_argument("--text-column", default="text", help="of a table: captions (default: text)")
@@ -88,8 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("mixcon: interrupted; the same command goes on where this one stood", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `mixcon list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if arguments.debug or error.filename is None:
+            raise
+        print(f"mixcon: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if arguments.debug:
             raise

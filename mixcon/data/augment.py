@@ -56,6 +56,8 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
         >>> float(normalize(jnp.ones((1, 1, 1, 1)), (0.5,), (0.25,))[0, 0, 0, 0])
         2.0
     """
+    if not len(mean) == len(std) == images.shape[-1] or min(std) <= 0:
+        raise InputError(f"normalize: mean={mean} and std={std} need one number (std > 0) for each of the channels.")
     shape = (1, 1, 1, len(mean))
     return (images - jnp.asarray(mean, images.dtype).reshape(shape)) / jnp.asarray(std, images.dtype).reshape(shape)
 

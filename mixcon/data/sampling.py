@@ -67,7 +67,6 @@ def global_indices(step: int, *, batch_size: int, num_examples: int, seed: int =
 
     Epochs are whole batches: `num_examples // batch_size` steps, each epoch with its own permutation, so no batch
     holds an example twice (a duplicate would be a false negative) and what is left over differs from epoch to epoch.
-    Only when the batch is larger than the data set do examples repeat inside a batch.
 
     Args:
         step: 0, 1, ...
@@ -80,7 +79,7 @@ def global_indices(step: int, *, batch_size: int, num_examples: int, seed: int =
         int64 [batch_size].
 
     Raises:
-        InputError: an empty source or a batch size below 1.
+        InputError: an empty source, a batch size below 1 or above the number of examples.
 
     Example:
         >>> global_indices(1, batch_size=2, num_examples=5, shuffle=False)
@@ -90,16 +89,14 @@ def global_indices(step: int, *, batch_size: int, num_examples: int, seed: int =
         raise InputError(
             f"a batch needs examples: batch_size={batch_size}, num_examples={num_examples}; both must be >= 1."
         )
-    if batch_size <= num_examples:
-        epoch, step_in_epoch = divmod(step, num_examples // batch_size)
-        positions = np.arange(batch_size, dtype=np.int64) + step_in_epoch * batch_size
-        return permute(positions, num_examples, seed=seed, epoch=epoch) if shuffle else positions
-    epochs, positions = np.divmod(np.arange(batch_size, dtype=np.int64) + step * batch_size, num_examples)
-    if not shuffle:
-        return positions
-    return np.concatenate(
-        [permute(positions[epochs == epoch], num_examples, seed=seed, epoch=int(epoch)) for epoch in np.unique(epochs)]
-    )
+    if batch_size > num_examples:
+        raise InputError(
+            f"batch_size={batch_size} is larger than the data set of {num_examples} examples: a batch would hold some "
+            "twice, and each would be a negative of itself. Choose a smaller batch."
+        )
+    epoch, step_in_epoch = divmod(step, num_examples // batch_size)
+    positions = np.arange(batch_size, dtype=np.int64) + step_in_epoch * batch_size
+    return permute(positions, num_examples, seed=seed, epoch=epoch) if shuffle else positions
 
 
 def uniform(num_examples: int, batch_size: int, *, seed: int = 0, shuffle: bool = True) -> Sampler:

@@ -39,7 +39,10 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
         raise InputError(f"{workdir / 'config.json'} is damaged ({error}); start the run's command again") from error
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
-        experiment = loop.build(config, workdir)
+        try:
+            experiment = loop.build(config, workdir)
+        except (AttributeError, KeyError) as error:  # a key that this version reads and that one did not write
+            raise InputError(f"{workdir}/config.json was written by another version of mixcon: {error}") from error
         shapes, places = loop.state_layout(experiment, config, mesh)
         restored = Checkpoints(workdir, read_only=True).restore(loop.with_sharding(shapes, places), step=step)
         if restored is None:

@@ -75,47 +75,56 @@ def train(
     mesh = meshes.make_mesh(**config.mesh)
     meshes.check_batch(config.batch_size, mesh, parts=config.gradient.get("parts", 1))
     with workdir_lock(workdir), jax.set_mesh(mesh), disk_errors(workdir):
-        text = configs.to_json(config)
-        record = provenance(text)
-        with goodput.measure("startup"):
-            experiment = build(config, workdir)
-            iterator = experiment.batches()
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-        with goodput.measure("checkpoint"):
-            shapes, places = state_layout(experiment, config, mesh)
-            restored = checkpoints.restore(with_sharding(shapes, places))
-        if restored is not None:
-            for sentence in restored.skipped:  # said at once: the next start will not meet these steps again
-                print(f"warning: {sentence}", file=sys.stderr)
-            refuse_other_config(record["config"], restored, allow_config_change)
-            iterator.set_state(restored.data)
-        if jax.process_index() == 0:
-            write_atomically(workdir / "config.json", text)
-            run = {**record, "argv": sys.argv, "started": time.time(), "mesh": dict(mesh.shape)}
-            write_atomically(workdir / "run.json", json.dumps(run, indent=2))
-        start = restored.step if restored else 0
-        logbook = Logbook(workdir, resume_step=start, total=config.steps, progress=progress)
-        if restored is not None:
-            logbook.say(f"resuming from the checkpoint of step {start}")
-            state = restored.state
-        else:
-            with goodput.measure("startup"):
-                state = first_state(experiment, config, places)
+        with goodput.measure("startup"):
+            run, state, start = prepare(config, workdir, mesh, checkpoints, goodput, progress, allow_config_change)
         try:
-            run_steps = Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record)
-            state = run_steps(state, start)
+            state = run(state, start)
         except BaseException:
             with contextlib.suppress(Exception):  # a save under way may yet succeed; the first error is the one to tell
                 checkpoints.close()
             raise
         finally:
-            logbook.close()
+            run.logbook.close()
         with goodput.measure("checkpoint"):
             checkpoints.close()
         if jax.process_index() == 0 and start < config.steps:
             write_atomically(workdir / "goodput.json", json.dumps(goodput.summary()))
             print(goodput.line(), file=sys.stderr)
         return state
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    goodput: Goodput,
+    progress: bool,
+    allow_config_change: bool,
+) -> tuple[Run, TrainState, int]:
+    """The run, its state and its step: from the newest checkpoint, or from the beginning."""
+    text = configs.to_json(config)
+    record = provenance(text)
+    experiment = build(config, workdir)
+    iterator = experiment.batches()
+    shapes, places = state_layout(experiment, config, mesh)
+    restored = checkpoints.restore(with_sharding(shapes, places))
+    if restored is not None:
+        for sentence in restored.skipped:  # said at once: the next start will not meet these steps again
+            print(f"warning: {sentence}", file=sys.stderr)
+        refuse_other_config(record["config"], restored, allow_config_change)
+        iterator.set_state(restored.data)
+    if jax.process_index() == 0:
+        write_atomically(workdir / "config.json", text)
+        started = {**record, "argv": sys.argv, "started": time.time(), "mesh": dict(mesh.shape)}
+        write_atomically(workdir / "run.json", json.dumps(started, indent=2))
+    start = restored.step if restored else 0
+    state = restored.state if restored else first_state(experiment, config, places)
+    logbook = Logbook(workdir, resume_step=start, total=config.steps, progress=progress)
+    if restored is not None:
+        logbook.say(f"resuming from the checkpoint of step {start}")
+    return Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record), state, start
 
 
 class Run:

@@ -64,6 +64,8 @@ def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False
         if rule is not None:
             axes[leaf.ndim - len(rule[1]) :] = rule[1]
         for size, axis in zip(leaf.shape, axes, strict=True):
+            if axis is not None and axis not in mesh.shape:
+                raise InputError(f"sharding rule {rule} names axis {axis!r}; the mesh has {', '.join(mesh.shape)}")
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
                     f"sharding rule {rule}: {path} {leaf.shape} is not divisible by {axis}={mesh.shape[axis]}"

@@ -47,9 +47,9 @@ def test_an_epoch_visits_each_example_once_and_drops_a_different_rest():
     assert epochs[0].tolist() != epochs[1].tolist()
 
 
-def test_a_batch_larger_than_the_data_repeats_evenly():
-    batch = global_indices(3, batch_size=25, num_examples=10, seed=0)
-    assert set(np.bincount(batch, minlength=10)) <= {2, 3}
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(InputError, match="batch_size=25 is larger than the data set of 10"):
+        uniform(10, 25)
 
 
 def test_unshuffled_order_and_one_pass():
