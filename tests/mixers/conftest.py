@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,15 @@ def load_cases(name):
             entry = cases.setdefault(case, SimpleNamespace(inp={}, out={}))
             (entry.inp if side == "in" else entry.out)[key] = arrays[full]
     return [cases[k] for k in sorted(cases, key=lambda c: int(c[1:]))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles():
+    """Small arrays, many programs: compiling is the cost here. (The battery compiles some with all optimisations.)"""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
