@@ -72,6 +72,8 @@ def opencv_float_saliency(x: Array) -> Array:
     """What OpenCV returns for a *float* image: it blurs the floats, then reads their raw bytes as pixels.
 
     SaliencyMix's published code calls it this way, so its boxes are close to random. Kept to reproduce those numbers.
+    It is equal bit for bit inside jit where the compiler fuses multiply-adds, as on x86; elsewhere the last bits may
+    differ.
 
     Args:
         x: float32 [B, H, W, 3], normalised as the network sees it.

@@ -13,6 +13,7 @@ import mixcon.mixers
 MODULES = [info.name for info in pkgutil.iter_modules(mixcon.mixers.__path__)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(f"mixcon.mixers.{name}")
