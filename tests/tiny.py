@@ -1,5 +1,8 @@
 """A dual encoder small enough to train in a test, on the real emoji, from the real config."""
 
+import os
+import tempfile
+
 import ml_collections
 
 from mixcon import config as configs
@@ -21,6 +24,21 @@ OVERRIDES = (
     "--config.model.text.depth=1",
     "--config.model.text.context_length=12",
 )
+
+
+# Child processes compile the same step again and again: let them find what the first of them has compiled. (Not the
+# session itself: serialising a program aborts the interpreter of jax 0.10 after some thousand compilations.)
+_cache = tempfile.TemporaryDirectory(prefix="mixcon-compiled-")
+
+
+def child_environment(devices: int = 1) -> dict[str, str]:
+    """Environment of a training process that a test starts."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": _cache.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
 
 
 def tiny_config(*overrides: str, name: str = "clip") -> ml_collections.ConfigDict:

@@ -1,7 +1,6 @@
 """The same losses on every mesh, and on several processes."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny import OVERRIDES, tiny_config
+from tiny import OVERRIDES, child_environment, tiny_config
 
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
@@ -66,7 +65,7 @@ def test_two_processes_with_two_devices_each_agree(single, tmp_path):
     command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--workdir", str(tmp_path),
                "--no-progress", *OVERRIDES, *LONG, "--config.mesh.data=4", f"--coordinator=127.0.0.1:{port}",
                "--processes=2"]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = child_environment(devices=2)
     workers = [
         subprocess.Popen([*command, f"--process={i}"], env=environment, stderr=subprocess.PIPE, text=True)
         for i in (0, 1)

@@ -1,7 +1,6 @@
 """A run that was interrupted is, to the last bit, the run that was not."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny import OVERRIDES, tiny_config
+from tiny import OVERRIDES, child_environment, tiny_config
 
 from mixcon.train import loop
 
@@ -93,7 +92,7 @@ def test_killed_processes_resume_to_the_bit(tmp_path):
         "--no-progress",
         *overrides,
     ]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = child_environment()
 
     def start(workdir):
         return subprocess.Popen(

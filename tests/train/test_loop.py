@@ -1,7 +1,6 @@
 """The outer loop: what a run leaves, and what stops it."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny import OVERRIDES, tiny_config
+from tiny import OVERRIDES, child_environment, tiny_config
 
 from mixcon.data import tokenizer
 from mixcon.errors import InputError
@@ -192,7 +191,7 @@ def run_command(workdir, *overrides):
     """The same as a user would: a process of its own, on one device."""
     command = [sys.executable, "-m", "mixcon", "train", "--config", "configs/clip.py:small", "--workdir", str(workdir)]
     command += ["--no-progress", *OVERRIDES, *overrides]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": ""})
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment())
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path):
