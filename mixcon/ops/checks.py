@@ -1,11 +1,18 @@
-"""What can be refused before anything is traced, in words."""
+"""What can be refused before anything is traced, in words.
 
+Values are looked at where they are known, that is outside jit. Inside, the same conditions are `checkify` debug checks:
+absent from the program unless the caller asks for them with
+`checkify.checkify(step, errors=checkify.user_checks)`, which then returns the sentence as an error value.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import checkify
 
 from mixcon.errors import InputError
 
@@ -19,6 +26,12 @@ def concrete(value: Any) -> np.ndarray | None:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
     return np.asarray(value)
+
+
+def on_request(name: str, rule: str, value: Any, holds: Callable[[Array], Array]) -> None:
+    """A check inside jit, for callers who checkify; nothing at all for the others."""
+    if isinstance(value, jax.core.Tracer):
+        checkify.debug_check(jnp.all(holds(value)), f"{name} {rule}")
 
 
 def features(queries: Any, keys: Any) -> None:
@@ -47,14 +60,18 @@ def leading(name: str, tree: Any, size: int, what: str) -> None:
 def positive(name: str, value: Any) -> None:
     """Refuse a scale or temperature that is not finite and above zero."""
     known = concrete(value)
-    if known is not None and not (np.all(np.isfinite(known)) and np.all(known > 0)):
+    if known is None:
+        on_request(name, "must be finite and above zero", value, lambda v: jnp.isfinite(v) & (v > 0))
+    elif not (np.all(np.isfinite(known)) and np.all(known > 0)):
         raise InputError(f"{name} must be finite and above zero, got {known.min()} .. {known.max()}.")
 
 
 def nonnegative(name: str, value: Any) -> None:
     """Refuse weights that are negative or not finite."""
     known = concrete(value)
-    if known is not None and known.dtype != bool and not (np.all(np.isfinite(known)) and np.all(known >= 0)):
+    if known is None:
+        on_request(name, "must be finite and not negative", value, lambda v: jnp.isfinite(v) & (v >= 0))
+    elif known.dtype != bool and not (np.all(np.isfinite(known)) and np.all(known >= 0)):
         raise InputError(f"{name} must be finite and not negative, got {known.min()} .. {known.max()}.")
 
 
@@ -70,9 +87,15 @@ def some_positive(name: str, mass: Array, mask: Any) -> None:
 
 
 def unit_norm(name: str, value: Array, tolerance: float = 1e-2) -> None:
-    """Refuse rows that are not of unit length (only where the values are known, that is outside jit)."""
+    """Refuse rows that are not of unit length."""
     known = concrete(value)
     if known is None:
+        on_request(
+            name,
+            "must have rows of unit length",
+            value,
+            lambda v: jnp.abs(jnp.linalg.norm(v.astype(jnp.float32), axis=-1) - 1) <= tolerance,
+        )
         return
     norms = np.linalg.norm(known.astype(np.float64), axis=-1)
     if np.any(np.abs(norms - 1) > tolerance):
