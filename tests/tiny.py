@@ -27,7 +27,7 @@ OVERRIDES = (
 
 
 # Child processes compile the same step again and again: let them find what the first of them has compiled. (Not the
-# session itself: serialising a program aborts the interpreter of jax 0.10 after some thousand compilations.)
+# session itself: at the end of a long one, serialising a program into the cache was seen to abort the interpreter.)
 _cache = tempfile.TemporaryDirectory(prefix="mixcon-compiled-")
 
 
