@@ -92,12 +92,16 @@ def weighted(x: Inputs) -> jax.Array:
 def cached_clip(x: Inputs) -> Any:
     """The same loss through the gradient cache, in eight parts of an encoder that only adds a parameter."""
     task = Task(
-        prepare=lambda batch, *, key: batch,
+        prepare=lambda batch, *, key, step: batch,
         encode=lambda params, extra, batch, *, key, train: (
             {k: batch[k] + params[k][batch["row"]] for k in ("image", "text")},
             extra,
         ),
-        objective=lambda params, state, reps, batch, *, key: (clip("tiled")(reps | {"scale": x["scale"]}), {}, state),
+        objective=lambda params, state, reps, batch, *, key, step: (
+            clip("tiled")(reps | {"scale": x["scale"]}),
+            {},
+            state,
+        ),
     )
     rows = jnp.arange(x["image"].shape[0])
     params = {k: jnp.zeros_like(x[k]) for k in ("image", "text")}

@@ -43,7 +43,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         return *model.init(key), {}
 
-    def prepare(batch: Batch, *, key: jax.Array) -> Batch:
+    def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
         image_key, text_key = jax.random.split(key)
         image = pixels(augment(image_key, data.augment.to_float(batch["image"])))
         tokens = batch["tokens"]
@@ -56,7 +56,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         out, extra = model.apply(params, extra, batch["image"], batch["tokens"], key=key, train=train)
         return {"image": out["image"], "text": out["text"]}, extra
 
-    def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array) -> tuple:
+    def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
         scale, bias = models.read_logit_scale(params["logit_scale"])
         loss, aux = score(reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, has_aux=True)
         return loss, aux | {"logit_scale": scale}, state

@@ -35,11 +35,13 @@ def standard(task: Task) -> Gradient:
 
     def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
         keys = {name: stream(seed, name, state.step) for name in ("prepare", "encode", "objective")}
-        batch = task.prepare(batch, key=keys["prepare"])
+        batch = task.prepare(batch, key=keys["prepare"], step=state.step)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, Outcome]:
             reps, extra = task.encode(params, state.extra, batch, key=keys["encode"], train=True)
-            loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=keys["objective"])
+            loss, metrics, objective = task.objective(
+                params, state.objective, reps, batch, key=keys["objective"], step=state.step
+            )
             return loss, Outcome(loss, metrics, extra, objective)
 
         grads, outcome = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -57,7 +59,7 @@ def accumulate(task: Task, parts: int) -> Gradient:
     check_parts(parts)
 
     def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
-        batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
+        batch = task.prepare(batch, key=stream(seed, "prepare", state.step), step=state.step)
         keys = jax.random.split(stream(seed, "encode", state.step), parts)
         objective_keys = jax.random.split(stream(seed, "objective", state.step), parts)
 
@@ -67,7 +69,9 @@ def accumulate(task: Task, parts: int) -> Gradient:
 
             def loss_fn(params: PyTree) -> tuple[jax.Array, Outcome]:
                 reps, new_extra = task.encode(params, extra, part_batch, key=key, train=True)
-                loss, metrics, new = task.objective(params, objective, reps, part_batch, key=objective_key)
+                loss, metrics, new = task.objective(
+                    params, objective, reps, part_batch, key=objective_key, step=state.step
+                )
                 return loss, Outcome(loss, metrics, new_extra, new)
 
             grads, out = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -95,7 +99,7 @@ def grad_cache(task: Task, parts: int) -> Gradient:
     check_parts(parts)
 
     def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
-        batch = task.prepare(batch, key=stream(seed, "prepare", state.step))
+        batch = task.prepare(batch, key=stream(seed, "prepare", state.step), step=state.step)
         keys = jax.random.split(stream(seed, "encode", state.step), parts)
         parts_of_batch = split_batch(batch, parts)
 
@@ -111,7 +115,7 @@ def grad_cache(task: Task, parts: int) -> Gradient:
 
         def objective_fn(params: PyTree, reps: PyTree) -> tuple[jax.Array, Outcome]:
             key = stream(seed, "objective", state.step)
-            loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=key)
+            loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=key, step=state.step)
             return loss, Outcome(loss, metrics, extra, objective)
 
         (grads, reps_grad), outcome = jax.grad(objective_fn, argnums=(0, 1), has_aux=True)(state.params, reps)
@@ -126,6 +130,35 @@ def grad_cache(task: Task, parts: int) -> Gradient:
         return grads, outcome
 
     return gradient
+
+
+def ema_teacher(
+    gradient: Gradient, *, momentum: float | Callable[[jax.Array], jax.Array], name: str = "teacher"
+) -> Gradient:
+    """A second set of parameters, `extra[name]`, that follows the trained ones and is never trained.
+
+    θ_k ← m·θ_k + (1-m)·θ_q before each step, so that the step sees a teacher of the current parameters
+    (MoCo, BYOL); tasks read it in `encode` and hand it on unchanged in `extra`.
+
+    Args:
+      gradient: what runs inside, e.g. `standard(task)`.
+      momentum: m in [0, 1], or a function of the step (see `optim.momentum_schedule`).
+      name: key of the teacher's parameters in `extra`; a subtree of the parameters by the same names.
+
+    Example:
+      >>> gradient = ema_teacher(standard(task), momentum=0.999)
+    """
+    if not callable(momentum) and not 0 <= momentum <= 1:
+        raise InputError(f"momentum={momentum} of the teacher must lie in [0, 1]")
+
+    def wrapped(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+        m = momentum(state.step) if callable(momentum) else momentum
+        teacher = state.extra[name]
+        online = {key: state.params[key] for key in teacher}
+        moved = jax.tree.map(lambda k, q: (m * k + (1 - m) * q).astype(k.dtype), teacher, online)
+        return gradient(state._replace(extra=state.extra | {name: moved}), batch, seed=seed)
+
+    return wrapped
 
 
 def check_parts(parts: int) -> None:

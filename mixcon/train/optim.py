@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -59,6 +60,32 @@ def schedule(
         return after
     warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def momentum_schedule(*, start: float, end: float, steps: int, hold_steps: int = 0) -> optax.Schedule:
+    """Momentum of a teacher: `start` for `hold_steps`, then a half cosine over the whole run up to `end`.
+
+    m(t) = end - (end - start)·(1 + cos(πt/T))/2 for t ≥ hold_steps.
+
+    Args:
+      start, end: in [0, 1].
+      steps: T, updates in the whole run.
+      hold_steps: steps at `start` before the cosine is read; its argument counts from the first step all the same.
+
+    Example:
+      >>> m = momentum_schedule(start=0.99, end=1.0, steps=1000)
+
+    Reference: Grill et al., "Bootstrap Your Own Latent", 2020, section 3.3 (no hold).
+    """
+    if not (0 <= start <= 1 and 0 <= end <= 1):
+        raise InputError(f"momentum must lie in [0, 1]: start={start}, end={end}")
+
+    def momentum(step: jax.Array) -> jax.Array:
+        share = step.astype(jnp.float32) / steps
+        cosine = end - (end - start) * (1 + jnp.cos(jnp.pi * share)) / 2
+        return jnp.where(step < hold_steps, start, cosine)
+
+    return momentum
 
 
 def optimizer(

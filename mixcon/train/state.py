@@ -41,10 +41,10 @@ class TrainState(NamedTuple):
 class Task(NamedTuple):
     """What one step optimises, as three pure functions.
 
-    prepare(batch, *, key) -> batch: augmentation and mixing, once over the whole batch.
+    prepare(batch, *, key, step) -> batch: augmentation and mixing, once over the whole batch.
     encode(params, extra, batch, *, key, train) -> (representations, extra): may run on a part of the batch;
       every array of the representations has the batch as its first axis.
-    objective(params, state, representations, batch, *, key) -> (loss, metrics, state): over the whole batch.
+    objective(params, state, representations, batch, *, key, step) -> (loss, metrics, state): over the whole batch.
     """
 
     prepare: Callable[..., Batch]

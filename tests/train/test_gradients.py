@@ -22,21 +22,21 @@ def encode(params, extra, batch, *, key, train):
     return {"x": batch["x"] @ params["x"], "y": batch["y"] @ params["y"]}, {"seen": extra["seen"] + batch["x"].shape[0]}
 
 
-def contrast(params, state, reps, batch, *, key):
+def contrast(params, state, reps, batch, *, key, step):
     """A loss in which every example meets every other."""
-    del batch, key
+    del batch, key, step
     logits = jnp.exp(params["log_scale"]) * reps["x"] @ reps["y"].T
     loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diag(logits))
     return loss, {"max": logits.max()}, {"count": state["count"] + 1}
 
 
-def mean_loss(params, state, reps, batch, *, key):
-    del params, batch, key
+def mean_loss(params, state, reps, batch, *, key, step):
+    del params, batch, key, step
     return jnp.mean(jnp.sum((reps["x"] - reps["y"]) ** 2, axis=1)), {}, state
 
 
 def task(objective):
-    return Task(prepare=lambda batch, *, key: batch, encode=encode, objective=objective)
+    return Task(prepare=lambda batch, *, key, step: batch, encode=encode, objective=objective)
 
 
 def state():
@@ -126,3 +126,29 @@ def test_a_bad_batch_is_skipped_or_freezes_the_state(policy, steps, skipped, hal
     assert (int(after.step), int(after.health.skipped), int(after.health.halted_at)) == (steps, skipped, halted_at)
     moved = not np.array_equal(after.params["x"], good_state.params["x"])
     assert moved == (policy == "skip")
+
+
+def test_a_teacher_follows_once_a_step_before_anything_is_encoded():
+    def compare(params, extra, batch, *, key, train):
+        del key, train
+        return {"x": batch["x"] @ params["x"], "y": batch["x"] @ extra["teacher"]["x"]}, extra
+
+    def distance(params, state, reps, batch, *, key, step):
+        del params, batch, key, step
+        return jnp.mean((reps["x"] - reps["y"]) ** 2), {}, state
+
+    following = Task(prepare=lambda batch, *, key, step: batch, encode=compare, objective=distance)
+    before = state()
+    teacher = {"x": before.params["x"] + 1.0}
+    before = before._replace(extra={"teacher": teacher})
+    moved = 0.75 * np.asarray(teacher["x"]) + 0.25 * np.asarray(before.params["x"])
+    for inner in (gradients.standard(following), gradients.accumulate(following, 3)):
+        gradient = gradients.ema_teacher(inner, momentum=lambda step: 0.75 + step)
+        grads, outcome = gradient(before, BATCH, seed=0)
+        np.testing.assert_allclose(outcome.extra["teacher"]["x"], moved, rtol=1e-6)
+        np.testing.assert_allclose(
+            outcome.loss, np.mean((BATCH["x"] @ (np.asarray(before.params["x"]) - moved)) ** 2), rtol=1e-5
+        )
+        assert float(jnp.abs(grads["x"]).max()) > 0
+    with pytest.raises(InputError, match="momentum=1.5"):
+        gradients.ema_teacher(gradients.standard(following), momentum=1.5)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mixcon.errors import InputError
-from mixcon.train.optim import optimizer, schedule
+from mixcon.train.optim import momentum_schedule, optimizer, schedule
 
 PARAMS = {"image": {"proj": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}, "logit_scale": {"log": jnp.ones(())}}
 GRADS = jax.tree.map(lambda p: jnp.full_like(p, 0.5), PARAMS)
@@ -74,3 +74,12 @@ def test_impossible_schedules_are_refused():
         schedule(peak=1.0, steps=10, decay="cosin")
     with pytest.raises(InputError, match="warmup_steps=11"):
         schedule(peak=1.0, steps=10, warmup_steps=11)
+
+
+def test_teacher_momentum_holds_then_follows_a_cosine_of_the_whole_run():
+    momentum = momentum_schedule(start=0.9, end=1.0, steps=100, hold_steps=10)
+    got = [float(momentum(jnp.asarray(step))) for step in (0, 9, 10, 50, 100)]
+    want = [0.9, 0.9, *(1 - 0.1 * (1 + np.cos(np.pi * t / 100)) / 2 for t in (10, 50, 100))]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    with pytest.raises(InputError, match=r"end=1\.2"):
+        momentum_schedule(start=0.9, end=1.2, steps=10)
