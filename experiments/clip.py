@@ -16,10 +16,9 @@ from mixcon.data.records import read
 from mixcon.errors import InputError
 from mixcon.evals import image_text
 from mixcon.evals.embed import embed
-from mixcon.train import optim
+from mixcon.train.assemble import assemble, process_share
 from mixcon.train.checkpoint import Checkpoints
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
-from mixcon.train.step import make_step
 
 EVAL_BATCH = 256
 TOKENIZER_TEXTS = 100_000  # captions that a tokenizer is trained on, at most
@@ -69,40 +68,22 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             ready = {"image": pixels(data.augment.to_float(batch["image"])), "tokens": batch["tokens"]}
             return encode(averaged(state), state.extra, ready, key=None, train=False)[0]
 
-        return embed(features, data.eval_batches(pairs, batch_size=EVAL_BATCH, transform=captions, **share()))
+        return embed(features, data.eval_batches(pairs, batch_size=EVAL_BATCH, transform=captions, **process_share()))
 
     def embed_texts(state: TrainState, texts: Sequence[str]) -> np.ndarray:
         tokens = tokenizer.encode(texts, length)
         encoder = jax.jit(lambda params, tokens: model.apply(params, state.extra, tokens, method="encode_text")[0])
         return np.asarray(jax.device_get(encoder(averaged(state), tokens)))
 
-    rate = optim.schedule(steps=config.steps, **config.schedule)
-    optimizer = optim.optimizer(learning_rate=rate, **configs.plain(config.optimizer))
-    step = make_step(
-        configs.call(config.gradient, Task(prepare, encode, objective)),
-        optimizer,
-        seed=config.seed,
-        constrain=lambda params: models.clamp_logit_scale(params, low=lowest, high=highest),
-        ema_decay=config.ema or None,
-        nonfinite=config.nonfinite,
-    )
-    return Experiment(
+    return assemble(
+        config,
         init=init,
         pretrained=pretrained,
-        optimizer=optimizer,
-        step=step,
-        batches=lambda: data.train_iterator(
-            source,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            transform=(lambda batch: words(captions(batch))) if config.keyword_share else captions,
-            max_bad_share=config.data.max_bad_share,
-            num_threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            **share(),
-        ),
+        task=Task(prepare, encode, objective),
+        constrain=lambda params: models.clamp_logit_scale(params, low=lowest, high=highest),
+        source=source,
+        transform=(lambda batch: words(captions(batch))) if config.keyword_share else captions,
         evals=evaluators(config, embed_pairs, embed_texts),
-        steps_per_epoch=len(source) / config.batch_size,
     )
 
 
@@ -136,11 +117,6 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
     ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}
     return spec | {"text": spec["text"] | ids}, None
-
-
-def share() -> dict[str, int]:
-    """Which slice of each batch this process reads."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_texts: Callable) -> dict[str, Evaluator]:

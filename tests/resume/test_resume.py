@@ -1,6 +1,5 @@
 """A run that was interrupted is, to the last bit, the run that was not."""
 
-import json
 import random
 import shutil
 import signal
@@ -9,9 +8,8 @@ import sys
 import time
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from runs import assert_same_run, forget_steps_after
 from tiny import OVERRIDES, child_environment, tiny_config
 
 from mixcon.train import loop
@@ -32,28 +30,6 @@ def config(*overrides):
     return found
 
 
-def stored(workdir, step):
-    """Everything in a checkpoint, as a flat dict of host arrays."""
-    with ocp.StandardCheckpointer() as reader:
-        return ocp.tree.to_flat_dict(reader.restore(workdir / "checkpoints" / str(step) / "state"), sep="/")
-
-
-def measured(workdir):
-    """The metric lines without what the clock says."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("timing/")} for line in lines]
-
-
-def assert_same_run(workdir, reference, step=STEPS):
-    ours, theirs = stored(workdir, step), stored(reference, step)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    data = [json.loads((w / "checkpoints" / str(step) / "data" / "metadata").read_text()) for w in (workdir, reference)]
-    assert data[0] == data[1]
-    assert measured(workdir) == measured(reference)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The run that nothing interrupts, with a checkpoint of every step."""
@@ -64,18 +40,16 @@ def reference(tmp_path_factory):
 
 def test_two_runs_of_one_config_are_the_same(reference, tmp_path):
     loop.train(config(), tmp_path, progress=False)
-    assert_same_run(tmp_path, reference)
+    assert_same_run(tmp_path, reference, STEPS)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_resuming_at_any_step_is_bit_identical(reference, tmp_path, step):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
-    for later in range(step + 1, STEPS + 1):
-        shutil.rmtree(workdir / "checkpoints" / str(later))
-        (workdir / "digests" / f"{later}.json").unlink()
+    forget_steps_after(workdir, step)
     loop.train(config(), workdir, progress=False)
-    assert_same_run(workdir, reference)
+    assert_same_run(workdir, reference, STEPS)
 
 
 def test_killed_processes_resume_to_the_bit(tmp_path):

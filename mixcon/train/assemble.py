@@ -1,0 +1,85 @@
+"""From a config and the pieces that are a method's own to an `Experiment`: what every experiment shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from mixcon import config as configs
+from mixcon import data
+from mixcon.data.pipeline import Transform
+from mixcon.data.sampling import Sampler
+from mixcon.train import optim
+from mixcon.train.gradients import Gradient
+from mixcon.train.state import Evaluator, Experiment, PyTree, Task
+from mixcon.train.step import make_step
+
+
+def assemble(
+    config: ml_collections.ConfigDict,
+    *,
+    init: Callable[[jax.Array], tuple[PyTree, PyTree, PyTree]],
+    task: Task,
+    source: data.Source,
+    evals: Mapping[str, Evaluator],
+    around: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+    constrain: Callable[[PyTree], PyTree] = lambda params: params,
+    transform: Transform | None = None,
+    sampler: Sampler | None = None,
+    pretrained: tuple[PyTree, PyTree] | None = None,
+) -> Experiment:
+    """Optimiser, step, batches and evaluations as the config names them.
+
+    Args:
+      config: with the keys of every experiment: batch_size, steps, seed, ema, nonfinite, `gradient`, `schedule`,
+        `optimizer`, and `data` with max_bad_share, threads, prefetch.
+      init: key -> params, extra, objective state.
+      task: what a step optimises.
+      source: records to train on.
+      evals: evaluators by name.
+      around: wraps the gradient, `functools.partial(ema_teacher, momentum=0.99)`.
+      constrain: projection of the parameters after each update.
+      transform: of host batches (tokenisation).
+      sampler: step -> indices, instead of shuffled epochs.
+      pretrained: params and extra to start from.
+
+    Example:
+      >>> return assemble(config, init=init, task=Task(prepare, encode, objective), source=source, evals=evals)
+    """
+    rate = optim.schedule(steps=config.steps, **config.schedule)
+    optimizer = optim.optimizer(learning_rate=rate, **configs.plain(config.optimizer))
+    step = make_step(
+        around(configs.call(config.gradient, task)),
+        optimizer,
+        seed=config.seed,
+        constrain=constrain,
+        ema_decay=config.ema or None,
+        nonfinite=config.nonfinite,
+    )
+    return Experiment(
+        init=init,
+        pretrained=pretrained,
+        optimizer=optimizer,
+        step=step,
+        batches=lambda: data.train_iterator(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            sampler=sampler,
+            transform=transform,
+            max_bad_share=config.data.max_bad_share,
+            num_threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            **process_share(),
+        ),
+        evals=evals,
+        steps_per_epoch=len(source) / config.batch_size,
+    )
+
+
+def process_share() -> dict[str, Any]:
+    """Which slice of each batch this process reads."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
