@@ -1,5 +1,7 @@
 """Mixers with one share for the whole example: mixup and its relatives for inputs, features, tokens and pairs."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -173,6 +175,7 @@ def cmixup(
     labels: Array,
     bandwidth: float | Array,
     bank_labels: Array | None = None,
+    kernel: Literal["gaussian", "tophat"] = "gaussian",
     alpha: float = 2.0,
     per: Per = "batch",
 ) -> Plan:
@@ -183,7 +186,9 @@ def cmixup(
         x: [B, ...]; only its length is read.
         labels: regression targets [B] or [B, D], in their own units.
         bandwidth: h > 0, in label units.
-        bank_labels: targets [M, ...] of the whole data set; then apply with `mix(plan, x, bank=inputs)`.
+        bank_labels: targets [M, ...] of the whole data set; then apply with `mix(plan, x, bank=inputs)`. Where that is
+            too many, `mixup(key, x, partner=label_pool_partner(...))` takes a pool of the batch and random others.
+        kernel: "gaussian", or "tophat": uniform over |y_i - y_j| ≤ h.
         alpha, per: as in `mixup`.
     Returns:
         Plan without a mask.
@@ -201,7 +206,7 @@ def cmixup(
     if labels.shape[0] != x.shape[0]:
         raise InputError(f"labels has {labels.shape[0]} rows, the batch {x.shape[0]}.")
     key_partner, key_weight = jax.random.split(key)
-    partners = label_kernel_partner(key_partner, labels, bank_labels, bandwidth=bandwidth)
+    partners = label_kernel_partner(key_partner, labels, bank_labels, bandwidth=bandwidth, kernel=kernel)
     return Plan(partners, sample_weight(key_weight, x.shape[0], alpha=alpha, per=per))
 
 

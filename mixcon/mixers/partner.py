@@ -108,7 +108,7 @@ def label_kernel_logits(
     Returns:
         float32 [B, M]; a row softmax gives the sampling probabilities.
     Raises:
-        InputError: bandwidth ≤ 0.
+        InputError: bandwidth ≤ 0, an unknown kernel, no labels, labels that are not finite.
     Example:
         >>> label_kernel_logits(jnp.array([0.0, 1.0]), bandwidth=1.0).tolist()
         [[-0.0, -0.5], [-0.5, -0.0]]
@@ -117,6 +117,8 @@ def label_kernel_logits(
         Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022
     """
     check_positive("bandwidth", bandwidth)
+    for name, values in (("labels", labels), ("bank", bank)):
+        check_labels(name, values)
     wide = wide_dtype(labels.dtype)  # label scales of 100 and more rule bfloat16 out
     rows = labels.astype(wide).reshape(labels.shape[0], -1)
     columns = rows if bank is None else bank.astype(wide).reshape(bank.shape[0], -1)
@@ -138,6 +140,55 @@ def label_kernel_partner(
 ) -> Array:
     """C-Mixup's partner, drawn with probability falling in label distance (see `label_kernel_logits`). int32 [B]."""
     return draw_partner(key, label_kernel_logits(labels, bank, bandwidth=bandwidth, kernel=kernel))
+
+
+def label_pool_partner(
+    key: Array,
+    index: Array,
+    bank: Array,
+    *,
+    bandwidth: float | Array,
+    kernel: Literal["gaussian", "tophat"] = "gaussian",
+) -> Array:
+    """C-Mixup's partner for data too large for all pairs: the batch and as many random others are the pool.
+
+    The pool is the batch's B examples and B uniform draws (with replacement) from the whole set; each of the batch
+    draws its partner from these 2B by `label_kernel_logits`. Apply with `mix(plan, x, bank=inputs)`.
+
+    Args:
+        key: PRNG key.
+        index: int [B], where the batch is in the whole set.
+        bank: targets [M] or [M, D] of the whole set.
+        bandwidth, kernel: as in `label_kernel_logits`.
+    Returns:
+        int32 [B], indices into the bank.
+    Raises:
+        InputError: a batch larger than the bank, index not integers [B]; as `label_kernel_logits`.
+    Example:
+        >>> y = jnp.array([0.0, 0.0, 9.0, 9.0])
+        >>> partner = label_pool_partner(jax.random.key(0), jnp.array([0, 3]), y, bandwidth=0.1)
+        >>> y[partner].tolist()
+        [0.0, 9.0]
+
+    Reference:
+        Yao, Wang, Zhang, Zou, Finn, "C-Mixup: Improving Generalization in Regression", 2022
+    """
+    size = bank.shape[0]
+    if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer) or not 1 <= index.shape[0] <= size:
+        raise InputError(f"index must be integers [B], B at most the bank's {size}; got {list(index.shape)}.")
+    key_pool, key_partner = jax.random.split(key)
+    others = jax.random.randint(key_pool, index.shape, 0, size)
+    pool = jnp.concatenate([index.astype(jnp.int32), others])
+    logits = label_kernel_logits(bank[index], bank[pool], bandwidth=bandwidth, kernel=kernel)
+    return pool[draw_partner(key_partner, logits)]
+
+
+def check_labels(name: str, values: Array | None) -> None:
+    """Refuse known regression targets that are missing or not finite; traced values pass."""
+    if values is not None and values.size == 0:
+        raise InputError(f"{name} is empty: there is nobody to mix with.")
+    if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        raise InputError(f"{name} holds values that are not finite; leave those examples out.")
 
 
 def nearest_partner(key: Array, features: Array, k: int = 5) -> Array:

@@ -86,6 +86,8 @@ CASES = [
     Case("imix", m.imix),
     Case("multi_mixup", lambda key, x: jax.tree.map(lambda a: a[1], m.multi_mixup(key, x))),
     Case("cmixup", lambda key, x: m.cmixup(key, x, labels=LABELS.astype(jnp.float32), bandwidth=1.0)),
+    Case("cmixup pool", lambda key, x: m.mixup(key, x, partner=m.label_pool_partner(
+        key, jnp.arange(B), LABELS.astype(jnp.float32), bandwidth=1.0))),
     Case("regmixup", m.regmixup),
     Case("simplex_mixup", m.simplex_mixup),
     Case("same class", lambda key, x: m.mixup(key, x, partner=m.same_class_partner(key, LABELS))),

@@ -57,6 +57,9 @@ BAD = {
     "pairs of another batch": (partial(m.mix_pairs, PLAN, jnp.eye(3)), "pairs"),
     "side of pairs": (partial(m.mix_pairs, PLAN, jnp.eye(4), "left"), "side"),
     "bandwidth": (partial(m.cmixup, KEY, X, labels=jnp.ones(4), bandwidth=0.0), "bandwidth"),
+    "labels not finite": (partial(m.cmixup, KEY, X, labels=jnp.array([0, 1, jnp.nan, 2]), bandwidth=1.0), "finite"),
+    "no labels in the bank": (partial(m.label_kernel_logits, jnp.ones(4), jnp.ones(0), bandwidth=1.0), "empty"),
+    "batch over bank": (partial(m.label_pool_partner, KEY, jnp.arange(4), jnp.ones(3), bandwidth=1.0), "bank"),
     "k of nearest": (partial(m.nearest_partner, KEY, MAPS, k=4), "k must"),
     "probabilities of switch": (partial(m.switch, KEY, X, [m.mixup, m.cutmix], (0.5, 0.6)), "probs"),
     "switch of a moving own": (

@@ -190,3 +190,20 @@ def test_mixed_targets_stay_finite_at_the_ends():
         assert np.isfinite(value)
         assert np.isfinite(grad).all()
     np.testing.assert_allclose(m.slerp(a, b, 0.3)[0], a[0], atol=1e-6)
+
+
+def test_a_label_pool_is_the_batch_and_as_many_uniform_others():
+    """The law of the partner, against its expectation over pools written out by loops."""
+    bank, index, width = np.array([0.0, 0.5, 2.0], np.float32), np.array([0, 2]), 1.0
+    expected = np.zeros((2, 3))
+    for u in range(3):
+        for v in range(3):
+            pool = [*index, u, v]
+            for row, i in enumerate(index):
+                kernel = np.exp(-((bank[i] - bank[pool]) ** 2) / (2 * width**2))
+                for j, mass in zip(pool, kernel / kernel.sum(), strict=True):
+                    expected[row, j] += mass / 9
+    draw = jax.vmap(lambda k: m.label_pool_partner(k, jnp.asarray(index), jnp.asarray(bank), bandwidth=width))
+    partner = np.asarray(draw(jax.random.split(KEY, 20_000)))
+    counts = np.stack([np.bincount(column, minlength=3) for column in partner.T]) / len(partner)
+    np.testing.assert_allclose(counts, expected, atol=0.015)  # 4 standard errors
