@@ -56,6 +56,16 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "one HTML page and pictures from a run")
     report.add_argument("workdir")
 
+    reproduce = command("reproduce", "measure a paper's claims; finished runs are kept, interrupted ones resumed")
+    reproduce.add_argument("slug", nargs="?", metavar="name", help="of a config with a study; none: only --document")
+    reproduce.add_argument("--table", nargs="+", default=[], help="only these tables")
+    reproduce.add_argument("--arm", nargs="+", default=[], help="only these arms")
+    reproduce.add_argument("--seeds", type=int, help="at most so many seeds of each arm")
+    reproduce.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    reproduce.add_argument("--results", default="results", help="folder of the result files (default: results)")
+    reproduce.add_argument("--no-progress", action="store_true", help="no progress bar")
+    reproduce.add_argument("--document", nargs="?", const="docs/results.md", metavar="FILE", help="page of all")
+
     data = command("data", "datasets: list, fetch, verify, pack")
     verbs = data.add_subparsers(dest="verb", required=True, metavar="verb")
     verbs.add_parser("list", help="known datasets, where they come from, whether they are here")
@@ -160,6 +170,30 @@ def run_report(arguments: argparse.Namespace, _: list[str]) -> None:
     print("\n".join(report.summary_lines(arguments.workdir)))
 
 
+def run_reproduce(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon reproduce`."""
+    from mixcon.reproduce import document
+    from mixcon.reproduce import run as runner
+
+    if not arguments.slug and not arguments.document:
+        raise InputError("name a study, or ask for the page with --document")
+    if arguments.slug:
+        records = runner.reproduce(
+            arguments.slug,
+            results=arguments.results,
+            tables=arguments.table,
+            arms=arguments.arm,
+            seeds=arguments.seeds,
+            jobs=arguments.jobs,
+            progress=not arguments.no_progress,
+        )
+        shown = [record for record in records if not arguments.table or record["table"] in arguments.table]
+        print(document.study_text(arguments.slug, runner.load_study(arguments.slug), shown))
+    if arguments.document:
+        pathlib.Path(arguments.document).write_text(document.document(arguments.results))
+        print(f"written: {arguments.document}")
+
+
 def run_mixers(arguments: argparse.Namespace, _: list[str]) -> None:
     """`mixcon mixers`."""
     from mixcon.mixers import sheet
@@ -195,6 +229,7 @@ COMMANDS = {
     "eval": run_eval,
     "list": run_list,
     "mixers": run_mixers,
+    "reproduce": run_reproduce,
     "report": run_report,
     "data": run_data,
 }

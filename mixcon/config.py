@@ -17,6 +17,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -76,6 +77,15 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
 def read(path: str) -> ml_collections.ConfigDict:
     """What `get_config` of `file[:argument]` returns."""
     name, colon, argument = path.rpartition(":") if ":" in pathlib.Path(path).name else (path, "", "")
+    module = read_module(name)
+    try:
+        return module.get_config(*([argument] if colon else []))
+    except Exception as error:  # it is a program: whatever it raises is about the file, or says why it refuses
+        raise InputError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_module(name: str) -> ModuleType:
+    """The config file as a module, run anew."""
     file = pathlib.Path(name)
     if not file.is_file():
         folders = [f for f in (file.parent, pathlib.Path("configs"), CODE / "configs") if any(f.glob("*.py"))]
@@ -88,9 +98,9 @@ def read(path: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*([argument] if colon else []))
-    except Exception as error:  # it is a program: whatever it raises is about the file, or says why it refuses
-        raise InputError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise InputError(f"config {name} cannot be read: {type(error).__name__}: {error}") from error
+    return module
 
 
 def make_importable(*roots: pathlib.Path) -> None:
