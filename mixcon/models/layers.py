@@ -32,6 +32,15 @@ REMAT_POLICIES: dict[Any, Any] = {  # what a block keeps for its backward pass; 
 }
 
 
+Hook = Callable[[str, Array], Array]
+"""Sees (and may replace) the value at a named place of a forward pass: `hook(place, value) -> value`."""
+
+
+def unchanged(place: str, value: Array) -> Array:
+    """The hook that does nothing."""
+    return value
+
+
 def normal(std: float) -> jax.nn.initializers.Initializer:
     """Normal initialiser with the given standard deviation."""
     return jax.nn.initializers.normal(std)
@@ -137,6 +146,14 @@ class SelfAttention(nnx.Module):
         mixed = attend(q, k, v, mask_B11T, causal=causal)
         return self.out(mixed.reshape(batch, tokens, width))
 
+    def weights(self, x: Array) -> Array:
+        """What each token attends to: softmax of the scores, float32 [B,H,T,T], for x [B,T,D] without a mask."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, self.heads, 3, width // self.heads)
+        q, k = qkv[:, :, :, 0].astype(jnp.float32), qkv[:, :, :, 1].astype(jnp.float32)
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+        return jax.nn.softmax(scores, axis=-1)
+
 
 class CrossAttention(nnx.Module):
     """Multi-head attention of a few queries over tokens, with separate projections; used for pooling."""
@@ -234,8 +251,12 @@ def run_blocks(
     causal: bool = False,
     train: bool,
     key: Array | None,
+    hook: Hook = unchanged,
 ) -> Array:
-    """x [B,T,D] through all blocks, each rematerialised in the backward pass when `config.remat`."""
+    """x [B,T,D] through all blocks, each rematerialised in the backward pass when `config.remat`.
+
+    `hook("block0", x)` sees what enters the first block, and so on.
+    """
     rates = np.linspace(0.0, config.stochastic_depth, config.depth, dtype=np.float32)
     keys = None if key is None else jax.random.split(key, config.depth)
 
@@ -245,7 +266,9 @@ def run_blocks(
     if config.remat:
         step = remat(step, REMAT_POLICIES[config.remat])
     if config.scan_layers:
+        if hook is not unchanged:
+            raise InputError("the inside of a tower with scan_layers=True cannot be seen: set scan_layers=False.")
         return scan_stack(blocks, step, x, keys, jnp.asarray(rates))
     for i, block in enumerate(blocks):
-        x = step(block, x, None if keys is None else keys[i], rates[i])
+        x = step(block, hook(f"block{i}", x), None if keys is None else keys[i], rates[i])
     return x

@@ -15,6 +15,7 @@ from mixcon.models.functional import Make
 from mixcon.models.layers import (
     BlockConfig,
     CrossAttention,
+    Hook,
     LayerNorm,
     Mlp,
     choose,
@@ -24,6 +25,7 @@ from mixcon.models.layers import (
     require_key,
     run_blocks,
     split_key,
+    unchanged,
 )
 
 SIZES = {  # name: width, depth, mlp_dim, heads
@@ -160,9 +162,14 @@ class ViT(nnx.Module):
         if c.num_classes:
             self.head = nnx.Linear(width, c.num_classes, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array, *, train: bool = False, key: Array | None = None) -> Array:
-        """Normalised images [B,H,W,C] -> pooled features [B,D], or logits [B,num_classes]."""
-        x = self._encode(images, train=train, key=key)
+    def __call__(
+        self, images: Array, *, train: bool = False, key: Array | None = None, hook: Hook = unchanged
+    ) -> Array:
+        """Normalised images [B,H,W,C] -> pooled features [B,D], or logits [B,num_classes].
+
+        `hook("block0", x)` sees (and may replace) the tokens [B,T,D] that enter each block.
+        """
+        x = self._encode(images, train=train, key=key, hook=hook)
         if self.config.pool == "cls":
             pooled = self.norm(x[:, 0])
         elif self.config.pool == "mean":
@@ -175,7 +182,23 @@ class ViT(nnx.Module):
         """Normalised images [B,H,W,C] -> final token features [B,T,D] (the class token, if any, first)."""
         return self.norm(self._encode(images, train=train, key=key))
 
-    def _encode(self, images: Array, *, train: bool, key: Array | None) -> Array:
+    def with_attention(
+        self, images: Array, *, train: bool = False, key: Array | None = None, hook: Hook = unchanged
+    ) -> tuple[Array, Array]:
+        """As calling it, and every block's attention, float32 [depth, B, heads, T, T] (the class token first)."""
+        blocks: Any = self.blocks
+        maps = []
+
+        def look(place: str, x: Array) -> Array:
+            x = hook(place, x)
+            block = blocks[int(place.removeprefix("block"))]
+            maps.append(block.attn.weights(block.norm1(x)))
+            return x
+
+        out = self(images, train=train, key=key, hook=look)
+        return out, jnp.stack(maps)
+
+    def _encode(self, images: Array, *, train: bool, key: Array | None, hook: Hook = unchanged) -> Array:
         c, dtype = self.config, self.block_config.dtype
         if images.shape[1:] != (*c.image_size, c.channels):
             raise InputError(f"images must be [batch, *{c.image_size}, {c.channels}], got {images.shape}.")
@@ -197,7 +220,7 @@ class ViT(nnx.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls.astype(dtype), (batch, 1, cls.size)), x], axis=1)
         if c.pre_norm:
             x = self.norm_pre(x)
-        return run_blocks(self.blocks, self.block_config, x, train=train, key=block_key)
+        return run_blocks(self.blocks, self.block_config, x, train=train, key=block_key, hook=hook)
 
     def _positions(self) -> Array:
         if self.config.positions == "learned":

@@ -145,3 +145,27 @@ def test_bad_images_are_refused(small):
         model.apply(params, extra, IMAGES.astype(np.uint8))
     with pytest.raises(InputError, match=r"\[batch, height, width, 3\]"):
         model.apply(params, extra, IMAGES[..., :1])
+
+
+def test_resnext_has_the_published_number_of_parameters():
+    assert count(shapes(resnet(50, groups=32, group_width=4, num_classes=1000))[0]) == 25_028_904
+    for bad in (dict(depth=18, groups=32, group_width=4), dict(depth=50, width=8, groups=32, group_width=4)):
+        with pytest.raises(InputError, match="groups"):
+            resnet(**bad)
+
+
+def test_a_hook_sees_every_stage_and_what_it_returns_goes_on(small):
+    model, params, extra = small
+    seen = {}
+
+    def double(place, x):
+        seen[place] = x.shape
+        return 2 * x if place == "stage4" else x
+
+    def run(module, images, *, train, key, hook):
+        return module(images, train=train, key=key, hook=hook)
+
+    plain, _ = model.apply(params, extra, IMAGES)
+    doubled, _ = model.apply(params, extra, IMAGES, method=lambda *a, **k: run(*a, **k, hook=double))
+    np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
+    assert seen == {"stage1": (8, 8, 8, 4), "stage2": (8, 4, 4, 8), "stage3": (8, 2, 2, 16), "stage4": (8, 1, 1, 32)}

@@ -147,3 +147,34 @@ def test_bad_images_are_refused(made):
         run(params, IMAGES.swapaxes(1, 2))
     with pytest.raises(InputError, match="uint8"):
         run(params, IMAGES.astype(np.uint8))
+
+
+def test_attention_is_the_softmax_of_the_scores_and_the_output_is_unchanged(drawn):
+    model, params, extra = drawn(vit(width=16, depth=2, heads=2, patch=4, image_size=8, num_classes=3))
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    (logits, maps), _ = model.apply(params, extra, images, method="with_attention")
+    np.testing.assert_allclose(logits, model.apply(params, extra, images)[0], rtol=1e-5, atol=1e-6)
+    assert maps.shape == (2, 2, 2, 5, 5)
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+
+    entering = {}
+
+    def keep(place, x):
+        entering[place] = np.asarray(x)
+        return x
+
+    model.apply(params, extra, images, method=lambda m, x, train, key: m(x, train=train, key=key, hook=keep))
+    block, x = params["blocks"]["1"], entering["block1"]
+    norm = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    norm = norm * block["norm1"]["scale"] + block["norm1"]["bias"]
+    qkv = norm @ block["attn"]["qkv"]["kernel"] + block["attn"]["qkv"]["bias"]
+    for head in range(2):
+        q, k = (qkv[..., head * 24 + part * 8 : head * 24 + part * 8 + 8] for part in (0, 1))
+        scores = np.exp(q @ k.transpose(0, 2, 1) / 8**0.5)
+        np.testing.assert_allclose(maps[1, :, head], scores / scores.sum(-1, keepdims=True), rtol=1e-4)
+
+
+def test_a_scanned_tower_cannot_be_looked_into(drawn):
+    model, params, extra = drawn(vit(width=16, depth=2, heads=2, patch=4, image_size=8, scan_layers=True))
+    with pytest.raises(InputError, match="scan_layers"):
+        model.apply(params, extra, np.zeros((1, 8, 8, 3), np.float32), method="with_attention")
