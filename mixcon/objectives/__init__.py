@@ -12,6 +12,7 @@ from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
 from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push
 from mixcon.objectives.metric import circle, contrastive, multi_similarity
+from mixcon.objectives.multimodal import m3co, multimodal_pairs, soft_clip
 from mixcon.objectives.negatives import debiased, hard_negative_reweighted
 from mixcon.objectives.objective import Objective
 from mixcon.objectives.proxies import proxy_anchor, proxy_nca
@@ -37,8 +38,10 @@ __all__ = [
     "hard_negative_reweighted",
     "info_nce",
     "l2_normalize",
+    "m3co",
     "multi_positive",
     "multi_similarity",
+    "multimodal_pairs",
     "multiple_negatives_ranking",
     "n_pairs",
     "nt_xent",
@@ -46,6 +49,7 @@ __all__ = [
     "proxy_nca",
     "push",
     "siglip",
+    "soft_clip",
     "supcon",
     "triplet",
     "uniformity",
@@ -63,6 +67,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "decoupled": "through the engine",
     "hard_negative_reweighted": "through the engine",
     "info_nce": "through the engine",
+    "m3co": "through the engine",
     "multi_positive": "through the engine, unless positives is a dense matrix",
     "multi_similarity": "through the engine",
     "multiple_negatives_ranking": "through the engine",
@@ -71,6 +76,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "proxy_anchor": "always: its matrix is samples × classes",
     "proxy_nca": "always: its matrix is samples × classes",
     "siglip": "through the engine",
+    "soft_clip": "through the engine",
     "supcon": "through the engine",
     "triplet": "through the engine for mining='hard'; 'semi_hard' and 'all' are quadratic",
     "uniformity": "through the engine",

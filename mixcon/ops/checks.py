@@ -75,6 +75,24 @@ def nonnegative(name: str, value: Any) -> None:
         raise InputError(f"{name} must be finite and not negative, got {known.min()} .. {known.max()}.")
 
 
+def unit_interval(name: str, value: Any) -> None:
+    """Refuse shares outside [0, 1]."""
+    known = concrete(value)
+    if known is None:
+        on_request(name, "must lie in [0, 1]", value, lambda v: (v >= 0) & (v <= 1))
+    elif not np.all((known >= 0) & (known <= 1)):
+        raise InputError(f"{name} must lie in [0, 1], got {known.min()} .. {known.max()}.")
+
+
+def permutation(name: str, value: Any) -> None:
+    """Refuse what is no permutation of range(N)."""
+    known = concrete(value)
+    if known is None:
+        on_request(name, "must be a permutation", value, lambda v: jnp.sort(v) == jnp.arange(v.shape[0], dtype=v.dtype))
+    elif known.dtype.kind not in "iu" or not np.array_equal(np.sort(known), np.arange(known.size)):
+        raise InputError(f"{name} must be a permutation of 0 .. {known.size - 1}: every index once.")
+
+
 def some_positive(name: str, mass: Array, mask: Any) -> None:
     """Refuse anchors, other than padding, that have no positive."""
     known, kept = concrete(mass), True if mask is None else concrete(mask)

@@ -133,6 +133,21 @@ CASES = [
         data=("partner", "weight"),
     ),
     Case(
+        "m3co",
+        lambda f, d, s, **p: o.m3co(f["a"], f["b"], d["partner"], d["weight"], normalize=False, **s, **p),
+        loops.m3co,
+        data=("partner", "weight"),
+    ),
+    Case(
+        "m3co: fixed points overwritten",
+        lambda f, d, s, **p: o.m3co(
+            f["a"], f["b"], d["partner"], d["weight"], fixed_point="overwrite", normalize=False, **s, **p
+        ),
+        loops.m3co_overwritten,
+        data=("partner", "weight"),
+    ),
+    Case("soft_clip", lambda f, d, s, **p: o.soft_clip(f["a"], f["b"], normalize=False, **s, **p), loops.soft_clip),
+    Case(
         "multiple_negatives_ranking",
         lambda f, d, s, **p: o.multiple_negatives_ranking(f["a"], f["b"], f["c"], **s, **p),
         loops.ranking,

@@ -177,6 +177,36 @@ def multi_positive_symmetric(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) ->
     return (rows + soft_targets(f["b"], f["a"], target.T, scale)) / 2
 
 
+def m3co(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays, overwrite: bool = False) -> float:
+    scale, size = 1 / s["temperature"], len(f["a"])
+    target = np.zeros((size, size))
+    for i in range(size):
+        target[i, i] = d["weight"][i]
+        rest = 1 - d["weight"][i]
+        target[i, d["partner"][i]] = rest if overwrite else target[i, d["partner"][i]] + rest
+    total = 0.0
+    for q, k, t in ((f["a"], f["b"], target), (f["b"], f["a"], target.T)):
+        for i in range(size):
+            logits = [scale * dot(q[i], k[j]) for j in range(size)]
+            total += sum(t[i, j] * (log_sum_exp(logits) - logits[j]) for j in range(size)) / size
+    return total / 2
+
+
+def m3co_overwritten(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return m3co(f, d, s, frozen, overwrite=True)
+
+
+def soft_clip(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    scale, size, total = 1 / s["temperature"], len(f["a"]), 0.0
+    for i in range(size):
+        alike = [scale * dot(f["b"][i], f["b"][j]) for j in range(size)]
+        weight = [math.exp(x - log_sum_exp(alike)) for x in alike]
+        for q, k in ((f["a"], f["b"]), (f["b"], f["a"])):
+            logits = [scale * dot(q[i], k[j]) for j in range(size)]
+            total += sum(w * (log_sum_exp(logits) - x) for w, x in zip(weight, logits, strict=True)) / size
+    return total / 2
+
+
 def ranking(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
     return cross_entropy(f["a"], f["b"], s["scale"], extra=f["c"])
 
