@@ -1,6 +1,8 @@
 """Towers and dual encoders: flax.nnx layers, used through the pure functions of `functional`."""
 
 from mixcon.models.build import build
+from mixcon.models.classifier import classifier
+from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
@@ -16,6 +18,8 @@ __all__ = [
     "Pretrained",
     "build",
     "clamp_logit_scale",
+    "classifier",
+    "conv_net",
     "count",
     "dual_encoder",
     "flatten",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixcon.errors import InputError
+from mixcon.models.classifier import classifier
+from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Make
 from mixcon.models.modified_resnet import modified_resnet
@@ -17,6 +19,8 @@ MODELS: dict[str, Callable[..., Make]] = {
     "vit": vit,
     "resnet": resnet,
     "modified_resnet": modified_resnet,
+    "conv_net": conv_net,
+    "classifier": classifier,
     "text_transformer": text_transformer,
     "dual_encoder": dual_encoder,
 }
