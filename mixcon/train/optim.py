@@ -99,11 +99,12 @@ def optimizer(
     """An optax optimiser with arguments that may differ by parameter path.
 
     Args:
-      name: in `optax` or `optax.contrib`: adamw, lamb, lars, sgd, adafactor, muon, ...
+      name: in `optax` or `optax.contrib`: adamw, lamb, lars, adafactor, muon, ...; "sgd" is the one below.
       learning_rate: number or schedule.
       clip_norm: largest global gradient norm; None does not clip.
       overrides: pairs `(regex, arguments)`; a parameter follows the first regex found in its path.
-        Beside the optimiser's own arguments, `lr_scale` multiplies the learning rate and `freeze=True` stops it.
+        Beside the optimiser's own arguments, `learning_rate` (number or schedule) replaces the learning rate,
+        `lr_scale` multiplies it and `freeze=True` stops it.
       **arguments: of the optimiser, checked against its signature.
 
     Returns:
@@ -116,13 +117,18 @@ def optimizer(
       >>> tx = optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.2,
       ...                overrides=((r"bias$|scale$", {"weight_decay": 0.0}),))
     """
-    make = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    make = sgd if name == "sgd" else getattr(optax, name, None) or getattr(optax.contrib, name, None)
     if not callable(make):
         known = [n for n in (*dir(optax), *dir(optax.contrib)) if not n.startswith("_")]
         raise InputError(f"unknown optimiser {name!r}; {configs.nearest(name, known)}")
     configs.check_arguments(make, f"optimiser {name}", arguments)
 
-    def build(lr_scale: float = 1.0, freeze: bool = False, **changed: Any) -> optax.GradientTransformation:
+    def build(
+        learning_rate: optax.ScalarOrSchedule = learning_rate,
+        lr_scale: float = 1.0,
+        freeze: bool = False,
+        **changed: Any,
+    ) -> optax.GradientTransformation:
         configs.check_arguments(make, f"optimiser {name}", changed)
         if freeze:
             return optax.set_to_zero()
@@ -131,6 +137,37 @@ def optimizer(
     groups = {"default": build(), **{regex: build(**changed) for regex, changed in overrides}}
     chosen = optax.partition(groups, lambda params: label_by_path(params, [regex for regex, _ in overrides]))
     return optax.chain(optax.clip_by_global_norm(clip_norm), chosen) if clip_norm else chosen
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent; the decay is part of the gradient, `m ← μm + (g + λθ)`, `θ ← θ - lr·m`.
+
+    Args:
+      learning_rate: number or schedule.
+      momentum: μ; None keeps none.
+      nesterov: look ahead.
+      weight_decay: λ.
+
+    Example:
+      >>> tx = sgd(0.1, momentum=0.9, weight_decay=1e-4)
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
+
+
+def own_schedules(overrides: Sequence[tuple[str, Mapping[str, Any]]], steps: int) -> tuple[tuple[str, dict], ...]:
+    """Overrides of `optimizer` whose `schedule`, arguments of the function above, has become a learning rate."""
+    ready = []
+    for regex, changed in overrides:
+        rest = dict(changed)
+        if "schedule" in rest:
+            rest["learning_rate"] = schedule(steps=steps, **rest.pop("schedule"))
+        ready.append((regex, rest))
+    return tuple(ready)
 
 
 def scale_rate(rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:

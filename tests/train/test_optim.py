@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mixcon.errors import InputError
-from mixcon.train.optim import momentum_schedule, optimizer, schedule
+from mixcon.train.optim import momentum_schedule, optimizer, own_schedules, schedule
 
 PARAMS = {"image": {"proj": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}, "logit_scale": {"log": jnp.ones(())}}
 GRADS = jax.tree.map(lambda p: jnp.full_like(p, 0.5), PARAMS)
@@ -48,6 +48,32 @@ def test_freezing_stops_a_parameter():
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     assert not np.any(updates["image"]["proj"]["kernel"])
     np.testing.assert_allclose(updates["logit_scale"]["log"], -0.5)
+
+
+def test_decay_of_sgd_goes_through_the_momentum():
+    tx = optimizer(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.5)
+    theta, m, params = 1.0, 0.0, {"w": jnp.ones(())}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update({"w": jnp.full((), 0.2)}, state, params)
+        params = optax.apply_updates(params, updates)
+        m = 0.9 * m + 0.2 + 0.5 * theta
+        theta -= 0.1 * m
+    assert float(params["w"]) == pytest.approx(theta, rel=1e-6)
+
+
+def test_a_player_may_follow_a_schedule_of_its_own():
+    overrides = ((r"^image", {"schedule": {"peak": 1.0, "decay": "linear", "end": 0.5}, "momentum": 0.5}),)
+    ready = own_schedules(overrides, steps=2)
+    tx = optimizer(name="sgd", learning_rate=0.1, overrides=ready)
+    state = tx.init(PARAMS)
+    steps = []
+    for _ in range(2):
+        updates, state = tx.update(GRADS, state, PARAMS)
+        steps.append(updates)
+    np.testing.assert_allclose(steps[0]["image"]["proj"]["kernel"], -0.5)
+    np.testing.assert_allclose(steps[1]["image"]["proj"]["kernel"], -0.75 * (0.5 * 0.5 + 0.5))
+    np.testing.assert_allclose([s["logit_scale"]["log"] for s in steps], -0.05)
 
 
 def test_clipping_bounds_the_global_norm():
