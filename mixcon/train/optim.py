@@ -99,7 +99,7 @@ def optimizer(
     """An optax optimiser with arguments that may differ by parameter path.
 
     Args:
-      name: in `optax` or `optax.contrib`: adamw, lamb, lars, adafactor, muon, ...; "sgd" is the one below.
+      name: in `optax` or `optax.contrib`: adamw, lamb, lars, adafactor, muon, ...; "sgd" and "adam" are the ones below.
       learning_rate: number or schedule.
       clip_norm: largest global gradient norm; None does not clip.
       overrides: pairs `(regex, arguments)`; a parameter follows the first regex found in its path.
@@ -117,7 +117,7 @@ def optimizer(
       >>> tx = optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.2,
       ...                overrides=((r"bias$|scale$", {"weight_decay": 0.0}),))
     """
-    make = sgd if name == "sgd" else getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    make = {"sgd": sgd, "adam": adam}.get(name) or getattr(optax, name, None) or getattr(optax.contrib, name, None)
     if not callable(make):
         known = [n for n in (*dir(optax), *dir(optax.contrib)) if not n.startswith("_")]
         raise InputError(f"unknown optimiser {name!r}; {configs.nearest(name, known)}")
@@ -157,6 +157,30 @@ def sgd(
       >>> tx = sgd(0.1, momentum=0.9, weight_decay=1e-4)
     """
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam whose decay is part of the gradient, g + λθ, and so goes through the moments (in adamw it does not).
+
+    Args:
+      learning_rate: number or schedule.
+      b1, b2, eps: of Adam.
+      weight_decay: λ.
+
+    Example:
+      >>> tx = adam(2e-3, weight_decay=1e-4)
+
+    Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2015; Loshchilov, Hutter, "Decoupled Weight
+      Decay Regularization", 2019, algorithm 2 (the first of its two forms).
+    """
+    moments = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    return optax.chain(optax.add_decayed_weights(weight_decay), moments) if weight_decay else moments
 
 
 def own_schedules(overrides: Sequence[tuple[str, Mapping[str, Any]]], steps: int) -> tuple[tuple[str, dict], ...]:

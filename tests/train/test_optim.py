@@ -62,6 +62,20 @@ def test_decay_of_sgd_goes_through_the_momentum():
     assert float(params["w"]) == pytest.approx(theta, rel=1e-6)
 
 
+def test_decay_of_adam_goes_through_the_moments():
+    """Twice by hand: m and v are of g + λθ. A decoupled decay would move the parameter further."""
+    tx = optimizer(name="adam", learning_rate=0.1, weight_decay=0.5)
+    params, m, v = {"w": jnp.array([2.0])}, 0.0, 0.0
+    state, theta = tx.init(params), 2.0
+    for t, gradient in enumerate((1.0, -3.0), start=1):
+        updates, state = tx.update({"w": jnp.array([gradient])}, state, params)
+        params = optax.apply_updates(params, updates)
+        whole = gradient + 0.5 * theta
+        m, v = 0.9 * m + 0.1 * whole, 0.999 * v + 0.001 * whole**2
+        theta -= 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)) ** 0.5 + 1e-8)
+        np.testing.assert_allclose(params["w"], theta, rtol=1e-5)
+
+
 def test_a_player_may_follow_a_schedule_of_its_own():
     overrides = ((r"^image", {"schedule": {"peak": 1.0, "decay": "linear", "end": 0.5}, "momentum": 0.5}),)
     ready = own_schedules(overrides, steps=2)
