@@ -1,7 +1,8 @@
-"""A virtual environment with the libraries that the contrastive benchmark compares with; the package needs none.
+"""A virtual environment with the libraries that the benchmarks compare with; the package needs none.
 
-torch, numpy and scikit-learn are installed with their dependencies; the loss libraries without theirs, because those
-bring in torchvision, which the losses do not use (`torch_peers` loads the loss modules alone).
+torch, numpy and scikit-learn are installed with their dependencies; the others without theirs, because only single
+modules of them are used (`torch_peers` and `mixer_peers` load those alone). torchvision must not come near an
+environment where other libraries look for it: with a torch built for CPUs only its import fails.
 """
 
 import hashlib
@@ -12,8 +13,15 @@ import tempfile
 import venv
 from pathlib import Path
 
-PLAIN = ["torch==2.13.0", "numpy>=2", "scikit-learn>=1.5", "tqdm"]
-ALONE = ["open_clip_torch==3.3.0", "pytorch-metric-learning==2.9.0", "lightly==1.6.0"]
+PLAIN = ["torch==2.13.0", "numpy>=2", "scikit-learn>=1.5", "tqdm", "pillow>=10", "PyMaxflow==1.3.2"]
+ALONE = [
+    "open_clip_torch==3.3.0",
+    "pytorch-metric-learning==2.9.0",
+    "lightly==1.6.0",
+    "timm==1.0.31",
+    "torchvision==0.28.0",
+    "gco-wrapper==3.0.9",
+]
 
 
 def default_folder() -> Path:
