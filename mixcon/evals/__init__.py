@@ -1,6 +1,18 @@
 """Evaluations of embeddings: pure functions of arrays, in tiles where pairs would not fit."""
 
 from mixcon.evals.artifacts import Artifact, Evaluator, load_artifact, save_artifact
+from mixcon.evals.calibration import (
+    adaptive_ece,
+    bins_of,
+    brier,
+    calibration_report,
+    classwise_ece,
+    ece,
+    nll,
+    reliability,
+    temperature_scale,
+)
+from mixcon.evals.corruptions import corrupt
 from mixcon.evals.gap import explained_variance, linear_separability, modality_gap
 from mixcon.evals.geometry import (
     alignment,
@@ -14,6 +26,7 @@ from mixcon.evals.knn import knn, knn_predict
 from mixcon.evals.probe import LinearProbe, fit_logistic, fit_ridge, fit_sgd, linear_probe, r2
 from mixcon.evals.projection import project
 from mixcon.evals.retrieval import chance_recall, combined_query, image_text_retrieval, ranks, retrieval
+from mixcon.evals.robustness import fgsm, mean_corruption_error, occlude, pgd
 from mixcon.evals.tiles import normalized, top_k
 from mixcon.evals.zero_shot import accuracy, confusion_matrix, predict, prompts, zero_shot, zero_shot_weights
 
@@ -22,12 +35,20 @@ __all__ = [
     "Evaluator",
     "LinearProbe",
     "accuracy",
+    "adaptive_ece",
     "alignment",
+    "bins_of",
+    "brier",
+    "calibration_report",
     "chance_recall",
+    "classwise_ece",
     "combined_query",
     "confusion_matrix",
+    "corrupt",
     "cross_uniformity",
+    "ece",
     "explained_variance",
+    "fgsm",
     "fit_logistic",
     "fit_ridge",
     "fit_sgd",
@@ -37,17 +58,23 @@ __all__ = [
     "linear_probe",
     "linear_separability",
     "load_artifact",
+    "mean_corruption_error",
     "modality_gap",
     "neighbor_profile",
+    "nll",
     "normalized",
+    "occlude",
+    "pgd",
     "predict",
     "project",
     "prompts",
     "r2",
     "ranks",
     "relative_alignment",
+    "reliability",
     "retrieval",
     "save_artifact",
+    "temperature_scale",
     "tolerance",
     "top_k",
     "uniformity",

@@ -173,6 +173,28 @@ def histogram(positive: Any, negative: Any, *, label: str = "cosine similarity",
     return _artifact("histogram", title, caption, fields)
 
 
+def reliability(count: Any, confidence: Any, accuracy: Any, *, error: float, title: str = "", caption: str = ""
+                ) -> dict[str, np.ndarray]:
+    """Bins of a classifier's confidence with what came true in each: kind `reliability`.
+
+    Args:
+      count: [b] examples of each bin.
+      confidence: [b] their mean confidence.
+      accuracy: [b] share of them that was right.
+      error: The calibration error that belongs to the picture.
+      title, caption: Of the picture.
+
+    Example:
+      >>> reliability([1, 3], [0.4, 0.9], [0.0, 1.0], error=0.175)["count"].tolist()
+      [1, 3]
+    """
+    bins = [np.asarray(jax.device_get(v), np.float64) for v in (count, confidence, accuracy)]
+    if any(v.ndim != 1 or v.shape != bins[0].shape or not v.size for v in bins) or not bins[0].sum() > 0:
+        raise InputError(f"count, confidence and accuracy must be [b], with an example; got {[v.shape for v in bins]}.")
+    fields = {"count": bins[0].astype(np.int64), "confidence": bins[1], "accuracy": bins[2], "ece": np.array(error)}
+    return _artifact("reliability", title, caption, fields)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", caption: str = ""
           ) -> dict[str, np.ndarray]:
     """A table of text: kind `table`. Numbers are written as `str` gives them: format them first.

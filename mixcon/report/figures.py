@@ -234,6 +234,25 @@ def histogram(arrays: Arrays) -> Figure:
     return fig
 
 
+def reliability(arrays: Arrays) -> Figure:
+    """Accuracy of each bin of confidence against the diagonal; the fainter a bar, the fewer examples it stands for."""
+    count, accuracy, bins = arrays["count"], arrays["accuracy"], len(arrays["count"])
+    with style.styled():
+        fig = style.figure(4.4, 3.9)
+        ax = fig.add_subplot()
+        for i in np.flatnonzero(count):
+            weight = 0.2 + 0.7 * (count[i] / count.max()) ** 0.5
+            ax.bar((i + 0.5) / bins, accuracy[i], 0.92 / bins, color=style.SERIES[0], alpha=weight)
+        ax.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1.2)
+        seen = count > 0
+        ax.plot(arrays["confidence"][seen], accuracy[seen], "o", markersize=4, color=style.SERIES[1])
+        ax.set(xlim=(0, 1), ylim=(0, 1.02))
+        ax.text(0.03, 0.97, f"ECE {percent(float(arrays['ece']))}", va="top", fontweight="bold")
+        ax.set_xlabel("confidence", loc="right")
+        ax.set_ylabel("right", loc="top")
+    return fig
+
+
 def table(arrays: Arrays) -> Figure:
     """A table, columns as wide as their longest cell."""
     head, rows = arrays["columns"], arrays["rows"]
@@ -321,5 +340,6 @@ FIGURES: dict[str, Callable[[Arrays], Figure]] = {
     "confusion": confusion,
     "embedding_map": embedding_map,
     "histogram": histogram,
+    "reliability": reliability,
     "table": table,
 }

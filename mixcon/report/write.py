@@ -9,7 +9,7 @@ from mixcon.report.page import page
 from mixcon.report.run import Headline, Run, group_of, load_run, percent, pretty, times_chance
 
 MOST_PANELS = 48  # a run may log hundreds of metrics; the table of last values has them all
-ON_PAGE = ("confusion", "embedding_map", "histogram")  # kinds that the page shows as a drawing
+ON_PAGE = ("confusion", "embedding_map", "histogram", "reliability")  # kinds that the page shows as a drawing
 
 
 def write_report(workdir: str | Path) -> Path:

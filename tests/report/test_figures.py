@@ -35,6 +35,7 @@ SMALLEST = {
                                              labels=np.arange(24) % 12, names=[f"n{i}" for i in range(12)],
                                              thumbnails=image(3), thumbnail_index=[0, 5, 7]),
     "equal similarities": artifacts.histogram([1.0], [1.0, 1.0]),
+    "one bin": artifacts.reliability([0, 2], [0.0, 0.9], [0.0, 0.5], error=0.4),
     "table without rows": artifacts.table(["a", "b"], []),
     "table": artifacts.table(["a"], [["$1"], ["<&>"]]),
 }
