@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -33,24 +33,27 @@ def collate(records: list[Record]) -> Batch:
         >>> collate([{"x": 1.0, "text": "a"}, {"x": 2.0, "text": "b"}])
         {'x': array([1., 2.], dtype=float32), 'text': ['a', 'b']}
     """
-    batch: Batch = {}
+    columns: dict[str, list[Any]] = {}
     for key in records[0]:
         try:
-            column = [record[key] for record in records]
+            columns[key] = [record[key] for record in records]
         except KeyError:
             raise InputError(f"records differ in their fields: {key!r} is missing in some of them.") from None
-        if isinstance(column[0], (str, bytes)):
-            batch[key] = column
-            continue
-        try:
-            stacked = np.array(column)  # faster than np.stack on scalars
-        except ValueError:
-            shapes = sorted({np.shape(value) for value in column})[:3]
-            raise InputError(
-                f"{key!r} has different shapes in one batch ({shapes}); resize or pad it in the source."
-            ) from None
-        batch[key] = stacked.astype(_NARROW.get(stacked.dtype, stacked.dtype), copy=False)
-    return batch
+    return {key: _stacked(key, column) for key, column in columns.items()}
+
+
+def _stacked(key: str, column: Sequence[Any] | np.ndarray) -> Any:
+    """One field of a batch."""
+    if isinstance(column[0], (str, bytes)):
+        return list(column)
+    try:
+        stacked = np.asarray(column)  # faster than np.stack on scalars
+    except ValueError:
+        shapes = sorted({np.shape(value) for value in column})[:3]
+        raise InputError(
+            f"{key!r} has different shapes in one batch ({shapes}); resize or pad it in the source."
+        ) from None
+    return stacked.astype(_NARROW.get(stacked.dtype, stacked.dtype), copy=False)
 
 
 class Batches:
@@ -125,12 +128,7 @@ class Batches:
         if not 0 <= step < len(self):
             raise IndexError(step)
         wanted = self.sampler(int(step))[self._slice]
-        records, index, skipped = [], np.empty(len(wanted), np.int32), np.zeros(len(wanted), np.int32)
-        for row, first in enumerate(wanted):
-            record, index[row], skipped[row] = self._readable(max(int(first), 0))
-            records.append(record)
-        self._count(len(wanted), bad=False)
-        batch = collate(records)
+        batch, index, skipped = self._read_rows(np.maximum(wanted, 0))
         if self.transform is not None:
             batch = self.transform(batch)
         batch = {
@@ -140,6 +138,18 @@ class Batches:
         if self.with_mask:
             batch["mask"] = (wanted >= 0) & (skipped == 0)
         return batch
+
+    def _read_rows(self, wanted: np.ndarray) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """The collated records, which ones they are, and how many bad ones were passed over for each."""
+        if hasattr(self.source, "take"):  # arrays: all rows at once, and none of them can be bad
+            batch = {key: _stacked(key, column) for key, column in self.source.take(wanted).items()}
+            return batch, wanted.astype(np.int32), np.zeros(len(wanted), np.int32)
+        records, index, skipped = [], np.empty(len(wanted), np.int32), np.zeros(len(wanted), np.int32)
+        for row, first in enumerate(wanted):
+            record, index[row], skipped[row] = self._readable(int(first))
+            records.append(record)
+        self._count(len(wanted), bad=False)
+        return collate(records), index, skipped
 
     def _readable(self, index: int) -> tuple[Record, int, int]:
         for skipped in range(len(self.source)):
