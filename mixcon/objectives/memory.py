@@ -2,13 +2,14 @@
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from mixcon import ops
 from mixcon.errors import InputError
-from mixcon.objectives.batch import Metrics, batch_mean, inverse_temperature, unit_rows
+from mixcon.objectives.batch import Metrics, batch_mean, inverse_temperature, l2_normalize, unit_rows
 from mixcon.objectives.objective import Objective
 from mixcon.objectives.supervised import class_labels, positive_metrics
 from mixcon.ops import Bank, Impl, checks, pairs
@@ -18,7 +19,8 @@ class Queue(NamedTuple):
     """The last M rows that were pushed; slot `cursor` is the next to be overwritten."""
 
     features: Array  # [M, D]
-    labels: Array  # [M] int32
+    labels: Array  # [M] int32, -1 where not known
+    ids: Array  # [M] int32, which example a row is of; -1 where not known
     cursor: Array  # [] int32
     filled: Array  # [] int32, slots that hold a row
 
@@ -36,15 +38,33 @@ def empty_queue(size: int, dim: int, dtype: jnp.dtype | type = jnp.float32) -> Q
     """
     if size < 1 or dim < 1:
         raise InputError(f"size and dim of a queue must be at least 1, got {size} and {dim}.")
-    zero = jnp.zeros((), jnp.int32)
-    return Queue(jnp.zeros((size, dim), dtype), jnp.full(size, -1, jnp.int32), zero, zero)
+    zero, unknown = jnp.zeros((), jnp.int32), jnp.full(size, -1, jnp.int32)
+    return Queue(jnp.zeros((size, dim), dtype), unknown, unknown, zero, zero)
 
 
-def push(queue: Queue, features: Array, labels: ArrayLike | None = None, *, axis_name: str | None = None) -> Queue:
+def random_queue(key: Array, size: int, dim: int, dtype: jnp.dtype | type = jnp.float32) -> Queue:
+    """A full queue of M random directions, each row of unit length: what MoCo contrasts with at first.
+
+    Example:
+      >>> queue = random_queue(jax.random.key(0), 4096, 128)
+    """
+    queue = empty_queue(size, dim, dtype)
+    rows = l2_normalize(jax.random.normal(key, (size, dim))).astype(dtype)
+    return queue._replace(features=rows, filled=jnp.asarray(size, jnp.int32))
+
+
+def push(
+    queue: Queue,
+    features: Array,
+    labels: ArrayLike | None = None,
+    *,
+    ids: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> Queue:
     """The queue with a batch of rows written over its oldest; no gradient flows into it.
 
     Args:
-      queue: of M slots. features: [B, D], B ≤ M. labels: [B] integers, or None.
+      queue: of M slots. features: [B, D], B ≤ M. labels, ids: [B] integers, or None.
       axis_name: rows of all devices are pushed, so that the queue stays the same on each.
 
     Raises:
@@ -53,17 +73,20 @@ def push(queue: Queue, features: Array, labels: ArrayLike | None = None, *, axis
     Example:
       >>> queue = push(queue, keys)
     """
-    labels = jnp.full(features.shape[0], -1, jnp.int32) if labels is None else jnp.asarray(labels, jnp.int32)
-    rows, classes = lax.stop_gradient((features, labels))
+    unknown = jnp.full(features.shape[0], -1, jnp.int32)
+    labels, ids = (unknown if each is None else jnp.asarray(each, jnp.int32) for each in (labels, ids))
+    new = lax.stop_gradient((features, labels, ids))
     if axis_name is not None:  # "invarying": the same on every device, so that the queue may leave `shard_map` as such
-        rows, classes = lax.all_gather((rows, classes), axis_name, tiled=True, to="invarying")
+        new = lax.all_gather(new, axis_name, tiled=True, to="invarying")
+    rows, labels, ids = new
     size, count = queue.features.shape[0], rows.shape[0]
     if count > size or rows.shape[1] != queue.features.shape[1]:
         raise InputError(f"features {rows.shape} do not fit the queue {queue.features.shape}: at most M rows of its D.")
     slots = (queue.cursor + jnp.arange(count, dtype=jnp.int32)) % size
     return Queue(
         queue.features.at[slots].set(rows.astype(queue.features.dtype)),
-        queue.labels.at[slots].set(classes),
+        queue.labels.at[slots].set(labels),
+        queue.ids.at[slots].set(ids),
         (queue.cursor + count) % size,
         jnp.minimum(queue.filled + count, size),
     )
