@@ -8,6 +8,7 @@ from mixcon.models.functional import Model, count, flatten, functional, map_with
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
+from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
@@ -26,7 +27,9 @@ __all__ = [
     "functional",
     "l2_normalize",
     "load_clip",
+    "lstnet",
     "map_with_path",
+    "mlp",
     "mlp_head",
     "modified_resnet",
     "path_names",

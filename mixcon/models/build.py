@@ -11,6 +11,7 @@ from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Make
 from mixcon.models.modified_resnet import modified_resnet
+from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import vit
@@ -23,6 +24,8 @@ MODELS: dict[str, Callable[..., Make]] = {
     "classifier": classifier,
     "text_transformer": text_transformer,
     "dual_encoder": dual_encoder,
+    "mlp": mlp,
+    "lstnet": lstnet,
 }
 INHERITED = ("dtype", "remat", "scan_layers")  # said once at the top, these hold for every tower that takes them
 
