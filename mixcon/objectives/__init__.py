@@ -8,10 +8,13 @@ Every one takes features and targets of the whole batch, and gives the same valu
 
 from mixcon.objectives.batch import l2_normalize
 from mixcon.objectives.clip import clip
+from mixcon.objectives.fastclip import fastclip
 from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
-from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push
+from mixcon.objectives.isogclr import isogclr, isogclr_clip, sogclr, sogclr_clip
+from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push, random_queue
 from mixcon.objectives.metric import circle, contrastive, multi_similarity
+from mixcon.objectives.momentum import Mixing, mochi, momentum_contrast
 from mixcon.objectives.multimodal import m3co, multimodal_pairs, soft_clip
 from mixcon.objectives.negatives import debiased, hard_negative_reweighted
 from mixcon.objectives.objective import Objective
@@ -21,65 +24,97 @@ from mixcon.objectives.redundancy import barlow_twins, vicreg
 from mixcon.objectives.siglip import siglip
 from mixcon.objectives.supervised import multi_positive, supcon
 from mixcon.objectives.triplet import triplet
+from mixcon.objectives.weighted import (
+    PairMlp,
+    adaptive_weighted_info_nce,
+    cluster_weighted_info_nce,
+    pair_mlp,
+    prototype_nce,
+    weighted_info_nce,
+)
 
 __all__ = [
     "LINEAR_MEMORY",
+    "Mixing",
     "Objective",
+    "PairMlp",
     "Queue",
+    "adaptive_weighted_info_nce",
     "alignment",
     "barlow_twins",
     "circle",
     "clip",
+    "cluster_weighted_info_nce",
     "contrastive",
     "cross_batch_memory",
     "debiased",
     "decoupled",
     "empty_queue",
+    "fastclip",
     "hard_negative_reweighted",
     "info_nce",
+    "isogclr",
+    "isogclr_clip",
     "l2_normalize",
     "m3co",
+    "mochi",
+    "momentum_contrast",
     "multi_positive",
     "multi_similarity",
     "multimodal_pairs",
     "multiple_negatives_ranking",
     "n_pairs",
     "nt_xent",
+    "pair_mlp",
+    "prototype_nce",
     "proxy_anchor",
     "proxy_nca",
     "push",
+    "random_queue",
     "siglip",
     "soft_clip",
     "supcon",
     "triplet",
     "uniformity",
     "vicreg",
+    "weighted_info_nce",
 ]
 
 LINEAR_MEMORY: dict[str, str] = {
+    "adaptive_weighted_info_nce": "through the engine",
     "alignment": "always",
     "barlow_twins": "always: its matrix is features × features",
     "circle": "through the engine",
     "clip": "through the engine",
+    "cluster_weighted_info_nce": "through the engine",
     "contrastive": "through the engine",
     "cross_batch_memory": "through the engine, beside the queue itself",
     "debiased": "through the engine",
     "decoupled": "through the engine",
+    "fastclip": "through the engine, beside the memory of every example",
     "hard_negative_reweighted": "through the engine",
     "info_nce": "through the engine",
     "m3co": "through the engine",
+    "mochi": "through the engine, beside the queue; mixtures as numbers, not vectors",
+    "momentum_contrast": "as mochi",
+    "isogclr": "through the engine, beside the memory of every example",
+    "isogclr_clip": "through the engine, beside the memory of every example",
     "multi_positive": "through the engine, unless positives is a dense matrix",
     "multi_similarity": "through the engine",
     "multiple_negatives_ranking": "through the engine",
     "n_pairs": "through the engine",
     "nt_xent": "through the engine",
+    "prototype_nce": "always: its matrix is samples × prototypes",
     "proxy_anchor": "always: its matrix is samples × classes",
     "proxy_nca": "always: its matrix is samples × classes",
     "siglip": "through the engine",
     "soft_clip": "through the engine",
+    "sogclr": "through the engine, beside the memory of every example",
+    "sogclr_clip": "through the engine, beside the memory of every example",
     "supcon": "through the engine",
     "triplet": "through the engine for mining='hard'; 'semi_hard' and 'all' are quadratic",
     "uniformity": "through the engine",
     "vicreg": "always: its matrix is features × features",
+    "weighted_info_nce": "through the engine, unless weights is a dense matrix",
 }
 """Which objectives claim memory linear in the batch ("through the engine": when `impl` is not "dense"), and why."""
