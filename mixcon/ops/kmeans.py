@@ -113,8 +113,8 @@ def cluster_density(
 ) -> Array:
     """Temperature of each cluster: lower for the denser, `temperature` on average.
 
-    `φ_k = mean_{i in k} √d_i / log(n_k + 5)`; clusters of at most one member take the largest φ; clipped to the 10th and
-    90th percentile; `φ ← τ φ / mean φ`. With "inner" d is the inner product of a member with the plain mean of its
+    `φ_k = mean_{i in k} √d_i / log(n_k + 5)`; clusters of at most one member take the largest φ; clipped to the 10th
+    and 90th percentile; `φ ← τ φ / mean φ`. With "inner" d is the inner product of a member with the plain mean of its
     cluster, as the original has it (a dense cluster then gets a high φ); negative ones count as 0. "l2": Euclidean
     distance, and √d its root.
 
@@ -139,10 +139,7 @@ def cluster_density(
         raise InputError(f"distance={distance!r} is unknown; choose one of {', '.join(get_args(Distance))}.")
     checks.positive("temperature", temperature)
     own = centroids[assignments]
-    if distance == "inner":
-        d = jnp.maximum((x * own).sum(1), 0)
-    else:
-        d = jnp.linalg.norm(x - own, axis=1)
+    d = jnp.maximum((x * own).sum(1), 0) if distance == "inner" else jnp.linalg.norm(x - own, axis=1)
     k = len(centroids)
     size = jax.ops.segment_sum(jnp.ones(len(d), x.dtype), assignments, k)
     known = checks.concrete(size)
