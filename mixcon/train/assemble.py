@@ -30,12 +30,14 @@ def assemble(
     transform: Transform | None = None,
     sampler: Sampler | None = None,
     pretrained: tuple[PyTree, PyTree] | None = None,
+    fixed: Mapping[str, PyTree] | None = None,
 ) -> Experiment:
     """Optimiser, step, batches and evaluations as the config names them.
 
     Args:
       config: with the keys of every experiment: batch_size, steps, seed, ema, nonfinite, `gradient`, `schedule`,
-        `optimizer`, and `data` with max_bad_share, threads, prefetch.
+        `optimizer`, and `data` with max_bad_share, threads, prefetch. `patience`, if there: the run ends after so many
+        steps without a lower training loss.
       init: key -> params, extra, objective state.
       task: what a step optimises.
       source: records to train on.
@@ -45,12 +47,17 @@ def assemble(
       transform: of host batches (tokenisation).
       sampler: step -> indices, instead of shuffled epochs.
       pretrained: params and extra to start from.
+      fixed: arrays on the host that are part of every batch and never change, such as a graph: placed on the devices
+        once, whole on each, and merged into every batch under these names.
 
     Example:
       >>> return assemble(config, init=init, task=Task(prepare, encode, objective), source=source, evals=evals)
     """
     rate = optim.schedule(steps=config.steps, **config.schedule)
-    optimizer = optim.optimizer(learning_rate=rate, **configs.plain(config.optimizer))
+    arguments = configs.plain(config.optimizer)
+    arguments["overrides"] = optim.own_schedules(arguments.get("overrides", ()), config.steps)
+    optimizer = optim.optimizer(learning_rate=rate, **arguments)
+    patience = config.get("patience", 0)
     step = make_step(
         around(configs.call(config.gradient, task)),
         optimizer,
@@ -58,6 +65,7 @@ def assemble(
         constrain=constrain,
         ema_decay=config.ema or None,
         nonfinite=config.nonfinite,
+        patience=patience,
     )
     return Experiment(
         init=init,
@@ -77,6 +85,8 @@ def assemble(
         ),
         evals=evals,
         steps_per_epoch=len(source) / config.batch_size,
+        fixed=fixed or {},
+        patience=patience,
     )
 
 

@@ -146,8 +146,10 @@ class Run:
         self.iterator, self.checkpoints, self.logbook, self.goodput = iterator, checkpoints, logbook, goodput
         self.sharding = meshes.batch_sharding(mesh)
         self.pending: deque[Pending] = deque()
+        self.fixed = {k: jax.device_put(v, meshes.replicated(mesh)) for k, v in experiment.fixed.items()}
         self.last_log = (0, 0.0)
         self.skipped = 0
+        self.ended_at = 0  # the step after which the loss had not improved for long enough
 
     def __call__(self, state: TrainState, start: int) -> TrainState:
         """From step `start` to the last one, or to a signal."""
@@ -156,6 +158,11 @@ class Run:
             self.evaluate(state, start)  # the session before was stopped between this checkpoint and its evaluation
         if start >= total:
             self.logbook.say(f"nothing to do: the checkpoint is already at step {start} of {total}")
+            return state
+        if self.experiment.patience and int(jax.device_get(state.patience.stale)) >= self.experiment.patience:
+            if not self.logbook.evaluated(start) and config.eval_every >= 0:
+                self.evaluate(state, start)
+            self.logbook.say(f"nothing to do: the loss had stopped improving at step {start}")
             return state
         step, batch = self.compile(state)
         self.last_log = (start, time.perf_counter())
@@ -172,6 +179,9 @@ class Run:
                 if due_eval or due_save:
                     while self.pending:
                         self.settle(state)
+                if self.ended_at:
+                    self.end(state)
+                    break
                 if due_save:
                     self.save(state)
                 if stopping:
@@ -180,6 +190,15 @@ class Run:
                 if due_eval:
                     self.evaluate(state, number)
         return state
+
+    def end(self, state: TrainState) -> None:
+        """Save and evaluate the state that has waited long enough; steps dispatched since have left it as it was."""
+        self.pending.clear()
+        with self.goodput.measure("checkpoint"):
+            self.checkpoints.save(state, {"next_index": self.ended_at}, self.record)
+        self.logbook.say(f"step {self.ended_at}: no lower loss for {self.experiment.patience} steps; the run ends here")
+        if self.config.eval_every >= 0:
+            self.evaluate(state, self.ended_at)
 
     def due_eval(self, number: int) -> bool:
         """Whether the evaluators run after this step."""
@@ -191,7 +210,7 @@ class Run:
         with self.goodput.measure("data_wait"):
             batch = next(self.iterator)
         with self.goodput.measure("compile"):
-            on_device = meshes.put_batch(device_part(batch), self.sharding)
+            on_device = meshes.put_batch(device_part(batch), self.sharding) | self.fixed
             places = jax.tree.map(lambda x: x.sharding, state)
             jitted = jax.jit(self.experiment.step, donate_argnums=0, out_shardings=(places, None))
             return jitted.lower(state, on_device).compile(), batch
@@ -210,7 +229,7 @@ class Run:
     def dispatch(self, step: Any, state: TrainState, batch: dict[str, np.ndarray], number: int) -> TrainState:
         """Hand a step to the device and return at once."""
         before, was_busy = self.goodput.clock(), self.busy()
-        placed = meshes.put_batch(device_part(batch), self.sharding)
+        placed = meshes.put_batch(device_part(batch), self.sharding) | self.fixed
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, placed)
         ran_inline = is_ready(metrics["loss"])
@@ -228,7 +247,11 @@ class Run:
         halted_at = int(jax.device_get(done.metrics["halted_at"]))
         if halted_at >= 0:
             self.stop_at_nonfinite(state, halted_at, done)
-        if done.step % self.config.log_every and done.step != self.config.steps:
+        if self.ended_at:
+            return  # of a step that was dispatched before the end was seen, and did nothing
+        if self.experiment.patience and int(jax.device_get(done.metrics["stale"])) >= self.experiment.patience:
+            self.ended_at = done.step
+        if done.step % self.config.log_every and done.step not in (self.config.steps, self.ended_at):
             self.logbook.advance()
             return
         values = {k: float(v) for k, v in jax.device_get(done.metrics).items() if k != "halted_at"}

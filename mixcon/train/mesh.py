@@ -84,6 +84,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Refuse a batch that the data axis (or its micro-batches) cannot share equally."""
     check_parts(parts)

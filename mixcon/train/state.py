@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,13 @@ class Health(NamedTuple):
     halted_at: jax.Array  # first bad step under the "stop" policy, -1 while all is well
 
 
+class Patience(NamedTuple):
+    """How long the training loss has not improved."""
+
+    best: jax.Array  # lowest loss so far
+    stale: jax.Array  # steps since then
+
+
 class TrainState(NamedTuple):
     """Everything that a checkpoint holds on the device; plain nested dicts of arrays inside."""
 
@@ -36,6 +44,7 @@ class TrainState(NamedTuple):
     objective: PyTree  # queues, per-example denominators, prototypes
     ema: PyTree  # averaged parameters, or () when not asked for
     health: Health
+    patience: PyTree = ()  # a `Patience`, or () when the run does not wait for improvement
 
 
 class Task(NamedTuple):
@@ -66,6 +75,8 @@ class Experiment(NamedTuple):
     evals: Mapping[str, Evaluator]
     steps_per_epoch: float
     pretrained: tuple[PyTree, PyTree] | None = None  # params and extra, on the host, that replace the initial ones
+    fixed: Mapping[str, PyTree] = MappingProxyType({})  # arrays that are part of every batch, placed once (a graph)
+    patience: int = 0  # steps without a lower loss after which the run ends; 0 runs to the last step
 
 
 def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
@@ -79,6 +90,7 @@ def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
         objective=objective,
         ema=jax.tree.map(jnp.copy, params) if ema else (),
         health=Health(skipped=jnp.zeros((), jnp.int32), halted_at=-jnp.ones((), jnp.int32)),
+        patience=Patience(jnp.array(jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)) if experiment.patience else (),
     )
 
 
