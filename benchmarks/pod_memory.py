@@ -11,14 +11,12 @@ chip's share). Writes JSON and prints a table.
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 import time
 import venv
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,78 +29,6 @@ CASES = {  # topology -> widths: every width on one pod, the middle one on the o
     "v5p:4x4x4": (1024,),
     "v4:4x4x4": (1024,),
 }
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
-OPERATION = re.compile(r" = (.*?) ([a-z][a-z0-9-]*)\((.*)")  # layouts have brackets too, but none after a space
-
-
-# --- reading a compiled program --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Program:
-    """What one compiled step does, loops multiplied out."""
-
-    collectives: dict[str, dict[str, float]]  # kind -> {"count", "bytes"}: what each chip sends or receives, per step
-    largest: int  # elements of the largest array anywhere in the program
-    cycles: float  # sum of the compiler's estimates; 0 where it gives none
-
-
-def read_program(text: str) -> Program:
-    """Parse a compiled module's text."""
-    bodies = dict(_computations(text))
-    collectives: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0.0, "bytes": 0.0})
-    cycles, largest = 0.0, 0
-    entry = next(name for name in bodies if name.startswith("ENTRY"))
-    todo = [(entry, 1.0)]
-    while todo:
-        name, times = todo.pop()
-        for line in bodies[name]:
-            operation = OPERATION.search(line)
-            if operation is None:
-                continue
-            result, opcode, rest = operation.groups()
-            largest = max([largest, *(_elements(dims) for _, dims in ARRAY.findall(result))])
-            kind = opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                sizes = [
-                    BYTES[t] * _elements(d) for t, d in ARRAY.findall(result) if d or not opcode.endswith("-start")
-                ]
-                size = sum(sizes) // 2 if opcode.endswith("-start") else sum(sizes)  # it lists operands and results
-                collectives[kind]["count"] += times
-                collectives[kind]["bytes"] += times * size
-            estimate = re.search(r'"estimated_cycles":"(\d+)"', rest)
-            cycles += times * int(estimate.group(1)) if estimate else 0
-            if opcode == "while":
-                body, condition = (re.search(key + r"=(%?[\w.\-]+)", rest) for key in ("body", "condition"))
-                if body and condition:
-                    todo.append((body.group(1), times * _trips(bodies[condition.group(1)])))
-            elif opcode in ("call", "conditional"):
-                todo += [(found, times) for found in re.findall(r"to_apply=(%?[\w.\-]+)", rest) if found in bodies]
-    return Program(dict(collectives), largest, cycles)
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name = ""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            head = line.split(" (")[0]
-            name, lines = head, []
-        elif line.startswith("}"):
-            yield name, lines
-        else:
-            lines.append(line)
-
-
-def _trips(condition: list[str]) -> int:
-    constants = [int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
-    return max(constants, default=1)
-
-
-def _elements(dims: str) -> int:
-    return math.prod(int(d) for d in dims.split(",") if d)
 
 
 # --- compiling (in the environment with libtpu) ----------------------------------------------------------------------
@@ -117,6 +43,7 @@ def compile_all(cases: dict[str, tuple[int, ...]], batches: tuple[int, ...]) -> 
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     from mixcon import ops
+    from mixcon.plan.program import read_program
 
     def ring(q: Any, k: Any, scale: Any) -> Any:
         ce = ops.contrastive_cross_entropy(q, k, scale=scale, symmetric=True, impl="ring", tile_size=2048)

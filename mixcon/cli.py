@@ -56,6 +56,18 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "one HTML page and pictures from a run")
     report.add_argument("workdir")
 
+    plan = command(
+        "plan",
+        "what a config needs on a machine that is not here: compiled, never run",
+        epilog="Any config value can be set, as for train. TPU topologies need the extra tpu-plan.",
+    )
+    plan.add_argument("--config", required=True, nargs="+", metavar="FILE[:ARG]", help="e.g. configs/clip.py:l14")
+    plan.add_argument("--topology", required=True, nargs="+", metavar="NAME", help="e.g. v5e:16x16; cpu:1")
+    plan.add_argument("--batch", nargs="+", type=int, metavar="SIZE", help="global batch sizes (default: the config's)")
+    plan.add_argument("--sweep", action="store_true", help="all combinations, as one table")
+    plan.add_argument("--no-advice", action="store_true", help="do not look for changes that make it fit")
+    plan.add_argument("--out", help="folder for plan.json, plan.md and, with --sweep, plan.png")
+
     reproduce = command("reproduce", "measure a paper's claims; finished runs are kept, interrupted ones resumed")
     reproduce.add_argument("slug", nargs="?", metavar="name", help="of a config with a study; none: only --document")
     reproduce.add_argument("--table", nargs="+", default=[], help="only these tables")
@@ -82,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, dispatch, and turn bad input into one paragraph and exit code 2."""
     arguments, rest = parser().parse_known_args(argv)
-    if rest and arguments.command != "train":
+    if rest and arguments.command not in ("train", "plan"):
         parser().error(f"unknown argument {rest[0]}")
     if not arguments.debug:  # what these would say about a failed save is said in our own words
         for noisy in ("absl", "asyncio", "concurrent.futures"):
@@ -170,6 +182,21 @@ def run_report(arguments: argparse.Namespace, _: list[str]) -> None:
     print("\n".join(report.summary_lines(arguments.workdir)))
 
 
+def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """`mixcon plan`."""
+    from mixcon.plan import command
+
+    command.run(
+        arguments.config,
+        arguments.topology,
+        arguments.batch or [None],
+        overrides,
+        sweep=arguments.sweep,
+        advice=not arguments.no_advice,
+        out=arguments.out,
+    )
+
+
 def run_reproduce(arguments: argparse.Namespace, _: list[str]) -> None:
     """`mixcon reproduce`."""
     from mixcon.reproduce import document
@@ -229,7 +256,11 @@ COMMANDS = {
     "eval": run_eval,
     "list": run_list,
     "mixers": run_mixers,
+    "plan": run_plan,
     "reproduce": run_reproduce,
     "report": run_report,
     "data": run_data,
 }
+
+if __name__ == "__main__":
+    main()

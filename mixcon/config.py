@@ -55,9 +55,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Example:
       >>> config = load("configs/clip.py:small", ["--config.batch_size=128"])
     """
-    config = read(path)
-    for override in overrides:
-        refuse_unknown_key(path, config, override)
+    return override(read(path), overrides, path=path)
+
+
+def override(config: ml_collections.ConfigDict, overrides: Sequence[str], *, path: str = "the config") -> Any:
+    """A locked copy of a config with `--config.key=value` overrides applied; see `load`."""
+    config = config.copy_and_resolve_references().unlock()
+    for each in overrides:
+        refuse_unknown_key(path, config, each)
     values = flags.FlagValues()
     argv = ["mixcon", *overrides]
     try:

@@ -1,21 +1,11 @@
-"""The reader of compiled programs behind benchmarks/pod_memory.py: loops multiplied out, layouts not mistaken."""
-
-import importlib.util
-import pathlib
-import sys
+"""The reader of compiled programs: loops multiplied out, layouts not mistaken."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mixcon import ops
-
-PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "pod_memory.py"
-SPEC = importlib.util.spec_from_file_location("pod_memory", PATH)
-assert SPEC is not None
-pod_memory = importlib.util.module_from_spec(SPEC)
-sys.modules["pod_memory"] = pod_memory
-SPEC.loader.exec_module(pod_memory)
+from mixcon.plan.program import read_program
 
 TPU_TEXT = """
 HloModule jit_f
@@ -41,7 +31,7 @@ ENTRY %main (q: bf16[8,16]) -> bf16[8,16] {
 
 
 def test_reads_a_tpu_program():
-    program = pod_memory.read_program(TPU_TEXT)
+    program = read_program(TPU_TEXT)
     assert program.collectives["collective-permute"] == {"count": 10, "bytes": 5 * (8 * 16 * 2 + 8 * 4)}
     assert program.collectives["all-reduce"] == {"count": 5, "bytes": 5 * (4 + 16)}
     assert program.largest == 40 * 16
@@ -57,7 +47,7 @@ def test_reads_the_ring_as_compiled_here():
         return ops.contrastive_cross_entropy(q, k, impl="ring").rows.loss.mean()
 
     with jax.set_mesh(mesh):
-        program = pod_memory.read_program(jax.jit(loss).lower(x, x).compile().as_text())
+        program = read_program(jax.jit(loss).lower(x, x).compile().as_text())
     moved = program.collectives["collective-permute"]
     assert moved["bytes"] >= 4 * 16 * 16 * 4
     assert moved["bytes"] <= 4 * (16 * 16 * 4 + 16 * 4) + 64

@@ -1,0 +1,106 @@
+"""Plans as text, as a table over topologies and batch sizes, and as a plot."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from mixcon.plan.compile import Plan
+from mixcon.reproduce.document import aligned
+
+GIB = 2**30
+NAMES = {
+    "compute": "all FLOPs at the peak",
+    "network": "all collectives at the links' rate, nothing hidden",
+    "compiler": "the compiler's own estimate",
+}
+
+
+def text(plan: Plan) -> str:
+    """One plan in words and numbers.
+
+    Example:
+      >>> print(text(plan(config, topology)))
+    """
+    axes = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    lines = [
+        f"{plan.config} on {plan.topology}: {plan.chips} × {plan.chip}, mesh {axes}",
+        f"batch {plan.batch_size:,}, {plan.batch_size // plan.mesh['data']:,} on each share of the data axis",
+        f"compiled in {plan.compile_seconds:.0f} s; nothing was run, and no figure below was measured",
+    ]
+    if plan.stand_ins:
+        lines.append(f"not here, and replaced for this: {plan.stand_ins}")
+    lines += ["", f"{'memory of one chip':<44}{'GiB':>9}"]
+    parts = (
+        ("parameters", plan.params),
+        ("optimiser", plan.optimizer),
+        ("average, objective and layer state", plan.other_state),
+        ("batch", plan.batch),
+        ("activations, gradients, workspace (peak)", plan.temporaries),
+    )
+    lines += [f"  {name:<42}{size / GIB:9.2f}" for name, size in parts]
+    lines.append(f"  {'in all':<42}{plan.total / GIB:9.2f}{verdict(plan)}")
+    lines += ["", "work of one step", f"  {plan.flops:.3g} FLOPs over all chips, recomputation included"]
+    for kind, moved in sorted(plan.collectives.items()):
+        lines.append(f"  {kind:<20}{moved['count']:6.0f} times {moved['bytes'] / 2**20:12,.1f} MiB a chip")
+    if plan.seconds:
+        lines += ["", f"{'predicted time of one step, by bound':<56}{'s':>9}"]
+        lines += [f"  {NAMES[name]:<54}{value:9.3f}" for name, value in plan.seconds.items()]
+        if plan.utilization is not None:
+            slowest = max(plan.seconds.values())
+            lines.append(f"  at the slowest: {plan.batch_size / slowest:,.0f} examples/s, ")
+            lines[-1] += f"{100 * plan.utilization:.0f} % of the chips' peak"
+    return "\n".join(lines)
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, as the end of a line."""
+    if plan.memory is None:
+        return ""
+    return f" of {plan.memory / GIB:.2f}: {'fits' if plan.fits else 'DOES NOT FIT'}"
+
+
+def table(plans: Sequence[Plan]) -> str:
+    """A row for each plan, in Markdown."""
+    rows = [["config", "topology", "batch", "GiB a chip", "fits", "FLOPs a step", "collectives, MiB a chip", "s a step", "of peak"]]  # fmt: skip  # noqa: E501
+    for plan in plans:
+        slowest = max(plan.seconds.values(), default=None)
+        moved = sum(kind["bytes"] for kind in plan.collectives.values()) / 2**20
+        needed = f"{plan.total / GIB:.1f}" + (f" of {plan.memory / GIB:.1f}" if plan.memory else "")
+        rows.append(
+            [
+                plan.config,
+                plan.topology,
+                f"{plan.batch_size:,}",
+                needed,
+                "yes" if plan.fits else "**no**",
+                f"{plan.flops:.2e}",
+                f"{moved:,.0f}" if plan.collectives else "",
+                f"{slowest:.2f}" if slowest and plan.fits else "",
+                f"{100 * plan.utilization:.0f} %" if plan.utilization and plan.fits else "",
+            ]
+        )
+    return aligned(rows)
+
+
+def plot(plans: Sequence[Plan], path: str | pathlib.Path) -> None:
+    """Memory of a chip over the batch size, a line for each config and topology; hollow marks do not fit."""
+    import matplotlib.pyplot as plt
+
+    from mixcon.report.style import styled
+
+    with styled():
+        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        for number, key in enumerate(dict.fromkeys((plan.config, plan.topology) for plan in plans)):
+            here = sorted((p for p in plans if (p.config, p.topology) == key), key=lambda p: p.batch_size)
+            sizes, needed = [p.batch_size for p in here], [p.total / GIB for p in here]
+            (line,) = axes.plot(sizes, needed, color=f"C{number}", label=" on ".join(key))
+            for size, gib, each in zip(sizes, needed, here, strict=True):
+                axes.plot(size, gib, "o", color=line.get_color(), mfc=line.get_color() if each.fits else "white")
+        for limit in sorted({plan.memory / GIB for plan in plans if plan.memory}):
+            axes.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="GiB of one chip")
+        axes.set_xscale("log", base=2)
+        axes.legend(fontsize="small")
+        figure.savefig(path)
+        plt.close(figure)

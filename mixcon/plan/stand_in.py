@@ -1,0 +1,74 @@
+"""A config whose data need not be here: the same shapes, from records of the same fields."""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_collections
+import numpy as np
+import tokenizers as hf
+from tokenizers import models
+
+from mixcon import config as configs
+from mixcon.data.records import Record
+from mixcon.data.tokenizer import load
+from mixcon.errors import InputError
+
+NUMBER = 1 << 20  # stand-in records; only their shapes are looked at
+
+
+class Records:
+    """Grey images with a caption and a label of class 0.
+
+    Example:
+        >>> Records((4, 4))[0]["image"].shape
+        (4, 4, 3)
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        self.record: Record = {"image": np.zeros((*size, 3), np.uint8), "text": "a photo", "label": np.int32(0)}
+
+    def __len__(self) -> int:
+        return NUMBER
+
+    def __getitem__(self, index: int) -> Record:
+        return self.record
+
+
+def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, str]:
+    """A copy of the config that builds without its files, and in words what was replaced.
+
+    Evaluations are left out; a training set, a tokenizer or pretrained weights that are not here are stood in for.
+    """
+    found, replaced = configs.from_json(configs.to_json(config)), []
+    with found.unlocked():
+        found.init_from = ""
+        for key in ("evals",):
+            if key in found.data:
+                found.data[key] = {}
+        for key in ("zero_shot", "probes"):
+            if key in found:
+                found[key] = ()
+        try:
+            configs.call(found.data.train)
+        except InputError:
+            size = found.data.train.get("size") or [found.model.image.image_size] * 2
+            found.data.train = dict(name="mixcon.plan.stand_in.Records", size=tuple(size))
+            replaced.append("the training set by grey images with captions and labels")
+        if "tokenizer" in found and found.tokenizer.path:
+            try:
+                load(found.tokenizer.path)
+            except InputError:
+                found.tokenizer.path = str(write_tokenizer(workdir / "stand_in.json", found.tokenizer.vocab_size))
+                replaced.append(f"the tokenizer by one of {found.tokenizer.vocab_size:,} tokens")
+    return found.lock(), " and ".join(replaced)
+
+
+def write_tokenizer(path: pathlib.Path, vocab_size: int) -> pathlib.Path:
+    """A tokenizer of as many tokens, whose texts mean nothing."""
+    words = {"<|startoftext|>": vocab_size - 2, "<|endoftext|>": vocab_size - 1}
+    words |= {f"w{i}": i for i in range(vocab_size - 2)}
+    core = hf.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    core.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    core.save(str(path))
+    return path

@@ -1,0 +1,166 @@
+"""Plans: FLOPs against hand counts, memory against what arrays take, advice that is compiled, errors in words."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from mixcon import cli
+from mixcon import config as configs
+from mixcon.errors import InputError
+from mixcon.plan import advice, chips, compile, flops, show
+
+TINY = (
+    "--config.mesh.model=1",
+    "--config.batch_size=32",
+    "--config.model.scan_layers=True",
+    "--config.tokenizer.vocab_size=400",
+    "--config.model.embed_dim=16",
+    "--config.model.image.width=32",
+    "--config.model.image.depth=2",
+    "--config.model.text.width=32",
+    "--config.model.text.depth=1",
+    "--config.model.text.context_length=12",
+)
+
+
+def counted(function, *arguments):
+    return flops.count(jax.make_jaxpr(function)(*arguments))
+
+
+def test_flops_are_those_counted_by_hand():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    product = 2 * 3 * 5 * 7
+    assert counted(jnp.matmul, a, b) == product
+    assert counted(lambda a: jax.lax.fori_loop(0, 4, lambda i, x: (x @ b) @ b.T, a), a) == 4 * 2 * product
+    assert counted(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: (a @ b).sum(), lambda a: a.sum(), a), a) == product
+    loss = lambda a, b: jnp.sum((a @ b) ** 2)  # noqa: E731
+    assert counted(jax.grad(loss, (0, 1)), a, b) == 3 * product
+    kept = counted(jax.grad(lambda a, b: jnp.sum(jnp.sin(jnp.sin(a @ b) @ b.T)), (0, 1)), a, b)
+    again = counted(jax.grad(jax.checkpoint(lambda a, b: jnp.sum(jnp.sin(jnp.sin(a @ b) @ b.T))), (0, 1)), a, b)
+    assert kept == 6 * product
+    assert again > kept  # what is computed twice counts twice
+    images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    once = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
+    assert counted(convolve, images, kernel) == once
+    both = counted(jax.grad(lambda x, k: convolve(x, k).sum(), (0, 1)), images, kernel)
+    assert 2 * once <= both <= 3.5 * once  # the backward pass: two convolutions (a linear loss needs no forward pass)
+
+
+def test_flops_of_a_mapped_function_are_those_of_all_devices():
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    split = PartitionSpec("data")
+    mapped = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=split, out_specs=split)
+    assert counted(mapped, jnp.ones((8, 3))) == 4 * (2 * 2 * 2 * 3)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return compile.plan(configs.load("configs/clip.py:small", TINY), chips.topology("cpu:4"), name="clip:small")
+
+
+def test_a_plan_counts_the_bytes_of_a_device(planned):
+    assert planned.chips == 4
+    assert planned.mesh == {"data": 4, "model": 1}
+    assert planned.optimizer == pytest.approx(2 * planned.params, rel=0.01)  # Adam keeps two moments
+    row = 64 * 64 * 3 + 4 * 12 * 2 + 4  # the picture, the tokens of name and keywords, the index
+    assert planned.batch == pytest.approx(8 * row, rel=0.02)
+    assert planned.temporaries > 8 * 64 * 64 * 3 * 4  # pixels as floats, at least
+    assert planned.fits
+    assert planned.memory is None
+    assert "all-reduce" in planned.collectives
+    assert planned.collectives["all-reduce"]["bytes"] >= planned.params  # of the gradient
+    said = show.text(planned)
+    assert "nothing was run" in said
+    assert "4 × this CPU" in said
+
+
+@pytest.mark.slow
+def test_fully_sharded_parameters_take_a_share_of_each_device(planned):
+    config = configs.load("configs/clip.py:small", [*TINY, "--config.sharding.fsdp=True"])
+    split = compile.plan(config, chips.topology("cpu:4"))
+    assert split.params < 0.5 * planned.params
+    assert split.optimizer < 0.5 * planned.optimizer
+
+
+@pytest.mark.slow
+def test_advice_is_compiled_until_something_fits(planned):
+    config = configs.load("configs/clip.py:small", TINY)
+    limit = planned.total - 0.3 * planned.temporaries
+    small = chips.topology("cpu:4")
+    tight = planned._replace(fits=False, memory=limit)
+    found = list(advice.candidates(config, tight))
+    assert found[0] == ("model.remat=True",)
+    assert any("grad_cache" in change[-1] for change in found)
+    assert found[-1][0].startswith(("batch_size=", "model.remat"))
+    ((change, tried),) = advice.advise(config, small, tight)
+    assert change == ("model.remat=True",)
+    assert tried.temporaries < planned.temporaries
+
+
+def test_stand_ins_are_named_and_have_the_shapes_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXCON_DATA", str(tmp_path))
+    from mixcon.plan.stand_in import with_stand_ins
+
+    config, said = with_stand_ins(configs.load("configs/clip.py:b32"), tmp_path)
+    assert "training set" in said
+    assert "49,408 tokens" in said
+    assert configs.call(config.data.train)[0]["image"].shape == (224, 224, 3)
+    row = compile.one_row(config, tmp_path)
+    assert row["image"].shape == (1, 224, 224, 3)
+    assert row["tokens"].shape == (1, 77)
+
+
+def test_the_command_sweeps_and_writes(tmp_path, capsys):
+    arguments = ["plan", "--config", "configs/clip.py:small", "--topology", "cpu:2", "--batch", "16", "32", *TINY]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert "add --sweep" in capsys.readouterr().err
+    cli.main([*arguments, "--sweep", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    rows = json.loads((tmp_path / "plan.json").read_text())
+    assert [row["batch_size"] for row in rows] == [16, 32]
+    assert rows[1]["temporaries"] > rows[0]["temporaries"]
+    assert (tmp_path / "plan.md").read_text() in said
+    assert (tmp_path / "plan.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "unknown topology"),
+        ("h100:8", "CUDA plug-in"),
+        ("cpu:99", "xla_force_host_platform_device_count"),
+        ("cpu", "devices"),
+    ],
+)
+def test_machines_that_are_none_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        chips.topology(name)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled():
+    config = configs.load("configs/clip.py:small", [*TINY, "--config.batch_size=30"])
+    with pytest.raises(InputError, match="batch_size=30"):
+        compile.plan(config, chips.topology("cpu:4"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu-plan")
+def test_a_tpu_that_is_not_here(tmp_path):
+    """In a process of its own: the TPU compiler stays in the process that has loaded it."""
+    arguments = ["plan", "--config", "configs/clip.py:small", "--topology", "v5e:2x2", *TINY, "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "mixcon.cli", *arguments], env={**os.environ}, check=True, timeout=900)
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    assert row["fits"]
+    assert row["chips"] == 4
+    assert row["seconds"].keys() == {"compute", "network", "compiler"}
+    assert 0 < row["utilization"] < 1
