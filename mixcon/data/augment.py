@@ -247,6 +247,33 @@ def solarize(key: Array, images: Array, *, threshold: float = 0.5, p: float = 0.
     return _with_probability(key, p, jnp.where(images >= threshold, 1 - images, images), images)
 
 
+def gaussian_noise(key: Array, images: Array, *, std: float = 0.1) -> Array:
+    """Adds normal noise of standard deviation `std` to every number, and cuts to [0, 1].
+
+    Example:
+        >>> gaussian_noise(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+        (2, 8, 8, 1)
+    """
+    _checked(images)
+    if std < 0:
+        raise InputError(f"gaussian_noise: std={std} must not be negative.")
+    noise = jax.random.normal(key, images.shape).astype(images.dtype)
+    return jnp.clip(images + jnp.asarray(std, images.dtype) * noise, 0, 1)
+
+
+def drop_pixels(key: Array, images: Array, *, rate: float = 0.1) -> Array:
+    """Sets pixels (all channels together) to 0, each with probability `rate`.
+
+    Example:
+        >>> drop_pixels(jax.random.key(0), jnp.ones((2, 8, 8, 1)), rate=1.0).max().item()
+        0.0
+    """
+    batch, height, width, _ = _checked(images)
+    if not 0 <= rate <= 1:
+        raise InputError(f"drop_pixels: rate={rate} must be a probability.")
+    return jnp.where(jax.random.bernoulli(key, rate, (batch, height, width, 1)), 0, images)
+
+
 def _checked(images: Array, channels: int | None = None) -> tuple[int, int, int, int]:
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(

@@ -21,6 +21,8 @@ ALL = {
     "grayscale": partial(augment.grayscale, p=0.5),
     "gaussian_blur": augment.gaussian_blur,
     "solarize": partial(augment.solarize, p=0.5),
+    "gaussian_noise": augment.gaussian_noise,
+    "drop_pixels": augment.drop_pixels,
 }
 
 
@@ -197,6 +199,18 @@ def test_grayscale_and_solarize(images):
     np.testing.assert_allclose(
         augment.solarize(KEY, images, threshold=0.7, p=1.0), np.where(x >= 0.7, 1 - x, x), atol=1e-6
     )
+
+
+def test_noise_has_the_spread_and_drops_the_rate_asked_for():
+    gray = jnp.full((4, 16, 16, 3), 0.5)
+    noise = augment.gaussian_noise(KEY, gray, std=0.05) - 0.5
+    assert abs(float(noise.mean())) < 5e-3
+    np.testing.assert_allclose(noise.std(), 0.05, rtol=0.1)
+    np.testing.assert_array_equal(augment.gaussian_noise(KEY, gray, std=0.0), gray)
+    dropped = augment.drop_pixels(KEY, gray, rate=0.3)
+    kept = (dropped > 0).all(-1)
+    np.testing.assert_array_equal(kept, (dropped > 0).any(-1))  # all channels together
+    np.testing.assert_allclose(kept.mean(), 0.7, atol=0.05)
 
 
 def test_compose_gives_each_its_own_key(images):
