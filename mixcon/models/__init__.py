@@ -9,6 +9,7 @@ from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
 from mixcon.models.regressors import lstnet, mlp
+from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
@@ -33,7 +34,9 @@ __all__ = [
     "mlp_head",
     "modified_resnet",
     "path_names",
+    "projected",
     "read_logit_scale",
+    "relu_mlp",
     "resnet",
     "sincos_2d",
     "stack_blocks",

@@ -12,6 +12,7 @@ from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Make
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.regressors import lstnet, mlp
+from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import vit
@@ -24,6 +25,8 @@ MODELS: dict[str, Callable[..., Make]] = {
     "classifier": classifier,
     "text_transformer": text_transformer,
     "dual_encoder": dual_encoder,
+    "projected": projected,
+    "relu_mlp": relu_mlp,
     "mlp": mlp,
     "lstnet": lstnet,
 }

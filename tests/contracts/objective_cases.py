@@ -9,6 +9,7 @@ import numpy as np
 import objective_references as loops
 
 from mixcon import objectives as o
+from mixcon.mixers.embedding import HardDraws
 from mixcon.ops import pairs
 
 SIZE, DIM, CLASSES, BANK = 16, 3, 4, 5
@@ -49,6 +50,23 @@ def _memory(f: Tree, d: Tree, s: Tree, axis_name: str | None = None, **placement
     )
     queue = o.push(memory.init(), f["b"], d["labels"], axis_name=axis_name)
     return memory.apply(queue, f["a"], d["labels"])[0]
+
+
+def _moco(f: Tree, d: Tree, s: Tree, axis_name: str | None = None, **placement: Any) -> Any:
+    slots = len(f["a"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    moco = o.momentum_contrast(slots, DIM, axis_name=axis_name, **s, **placement)
+    queue = o.push(o.empty_queue(slots, DIM, f["a"].dtype), f["b"], ids=d["labels"], axis_name=axis_name)
+    return moco.apply(queue, f["a"], f["b"], ids=d["labels"])[0]
+
+
+def _mochi(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
+    """Ranks and shares follow from the labels, so that they move with the batch."""
+    rank = (d["labels"][:, None] + np.arange(3, dtype=np.int32)[None]) % 4
+    share = (rank.astype(f["a"].dtype) + 1) / 9
+    queue = jnp.asarray(loops.QUEUE, f["a"].dtype)
+    apart = ~pairs.same_label(d["labels"], jnp.arange(len(queue), dtype=jnp.int32) % CLASSES)
+    draws = HardDraws(rank, (rank + 1) % 4, 2 * share, rank, share)
+    return o.mochi(f["a"], f["b"], queue, num_hard=4, draws=draws, negatives=apart, **s, **placement)
 
 
 def _mixed(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
@@ -286,6 +304,8 @@ CASES = [
         shared=("proxies", "scale", "margin"),
         engine=False,
     ),
+    Case("momentum_contrast", _moco, loops.momentum_contrast, data=("labels",)),
+    Case("mochi", _mochi, loops.mochi, data=("labels",)),
     Case("cross_batch_memory", _memory, loops.cross_batch_memory, data=("labels",)),
 ]
 

@@ -381,3 +381,35 @@ def cross_batch_memory(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float
         r = log_sum_exp([x / s["temperature"] for x, _ in others])
         losses.append(mean([r - x / s["temperature"] for x, y in others if y == labels[i]]))
     return mean(losses)
+
+
+def momentum_contrast(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    """The queue holds the other views; those of the own image, by label, are no negatives."""
+    labels, losses = d["labels"], []
+    for i, q in enumerate(f["a"]):
+        others = [dot(q, k) for k, y in zip(frozen["b"], labels, strict=True) if y != labels[i]]
+        own = dot(q, frozen["b"][i]) / s["temperature"]
+        losses.append(log_sum_exp([own, *(x / s["temperature"] for x in others)]) - own)
+    return mean(losses)
+
+
+QUEUE = np.random.default_rng(5).normal(size=(12, 3))
+QUEUE /= np.linalg.norm(QUEUE, axis=1, keepdims=True)
+
+
+def mochi(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    """Vectors are mixed and normalised, and the constants taken from before the difference step."""
+    losses = []
+    for q, still, key, label in zip(f["a"], frozen["a"], frozen["b"], d["labels"], strict=True):
+        negatives = [n for row, n in enumerate(QUEUE) if row % 4 != label]
+        hard = sorted(negatives, key=lambda n, still=still: -dot(still, n))[:4]
+        mixtures = []
+        for c in range(3):
+            rank = (label + c) % 4
+            share = (rank + 1) / 9
+            mixtures.append(2 * share * hard[rank] + (1 - 2 * share) * hard[(rank + 1) % 4])
+            mixtures.append(share * still + (1 - share) * hard[rank])
+        mixtures = [h / math.sqrt(dot(h, h)) for h in mixtures]
+        logits = [dot(q, n) / s["temperature"] for n in (key, *negatives, *mixtures)]
+        losses.append(log_sum_exp(logits) - logits[0])
+    return mean(losses)

@@ -239,5 +239,9 @@ def test_wrong_input_is_refused_in_words():
         augment.gaussian_blur(KEY, jnp.zeros((2, 4, 4, 3)), sigma=(0.0, 1.0))
     with pytest.raises(InputError, match=r"p=1\.5"):
         augment.horizontal_flip(KEY, jnp.zeros((2, 4, 4, 3)), p=1.5)
+    with pytest.raises(InputError, match="std=-1"):
+        augment.gaussian_noise(KEY, jnp.zeros((2, 4, 4, 1)), std=-1)
+    with pytest.raises(InputError, match="rate=2"):
+        augment.drop_pixels(KEY, jnp.zeros((2, 4, 4, 1)), rate=2)
     with pytest.raises(InputError, match="uint8"):
         augment.to_float(jnp.zeros((2, 4, 4, 3)))
