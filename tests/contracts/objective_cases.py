@@ -74,6 +74,28 @@ def _mixed(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
     return o.multi_positive(f["a"], f["b"], target, temperature=s["temperature"], symmetric=True, **placement)
 
 
+def _of_all_examples(make: Any, *, all_seen: bool = False, **options: Any) -> Callable[..., Any]:
+    """A loss that remembers every example: a third of them new, unless `all_seen`; their weights are constant."""
+
+    def loss(f: Tree, d: Tree, s: Tree, axis_name: str | None = None, **placement: Any) -> Any:
+        count = len(f["a"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name)) + 3
+        dtype = f["a"].dtype
+        objective = make(count, axis_name=axis_name, dtype=dtype, **options, **placement)
+        id = jnp.arange(count, dtype=dtype)
+        seen = jnp.where((id % 3 > 0) | all_seen, jnp.log(0.5 + (id % 7) / 7), -jnp.inf)
+
+        def known(memory: Any) -> Any:
+            own = () if isinstance(memory.temperature, tuple) else 0.2 + (id % 5) / 20
+            return memory._replace(log_average=seen, temperature=own)
+
+        state = objective.init()
+        state = {k: known(m) for k, m in state.items()} if isinstance(state, dict) else known(state)
+        scale = {"logit_scale": s["t"]} if s else {}
+        return objective.apply(state, f["a"], f["b"], index=d["index"], epoch=1, **scale)[0]
+
+    return loss
+
+
 CASES = [
     Case(
         "clip",
@@ -307,6 +329,24 @@ CASES = [
     Case("momentum_contrast", _moco, loops.momentum_contrast, data=("labels",)),
     Case("mochi", _mochi, loops.mochi, data=("labels",)),
     Case("cross_batch_memory", _memory, loops.cross_batch_memory, data=("labels",)),
+    Case("isogclr", _of_all_examples(o.isogclr, average=0.6), loops.isogclr, data=("index",), shared=()),
+    Case("sogclr", _of_all_examples(o.sogclr, temperature=0.3, average=0.6), loops.sogclr, data=("index",), shared=()),
+    Case("isogclr_clip", _of_all_examples(o.isogclr_clip, average=0.6), loops.isogclr_clip, data=("index",), shared=()),
+    Case(
+        "sogclr_clip",
+        _of_all_examples(o.sogclr_clip, temperature=0.3, average=0.6, positive=False),
+        loops.sogclr_clip,
+        data=("index",),
+        shared=(),
+    ),
+    Case(
+        "fastclip",
+        # Averages that all but stay as they are, so that the loss has the slope along the scale that it claims.
+        _of_all_examples(o.fastclip, version="v0", average=1e-15, all_seen=True),
+        loops.fastclip,
+        data=("index",),
+        shared=("t",),
+    ),
 ]
 
 
@@ -324,6 +364,7 @@ def example(case: Case, size: int = SIZE, seed: int = 0) -> tuple[Tree, Tree, Tr
     features = {name: rows(size) for name in case.features}
     every: dict[str, Callable[[], np.ndarray]] = {
         "labels": lambda: rng.permutation(np.arange(size) % CLASSES).astype(np.int32),
+        "index": lambda: rng.permutation(size + 3)[:size].astype(np.int32),
         "partner": lambda: rng.permutation(size).astype(np.int32),
         "weight": lambda: rng.uniform(size=size),
         "weights": lambda: rng.uniform(size=(size, size)) * (rng.uniform(size=(size, size)) < 0.6),

@@ -413,3 +413,78 @@ def mochi(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
         logits = [dot(q, n) / s["temperature"] for n in (key, *negatives, *mixtures)]
         losses.append(log_sum_exp(logits) - logits[0])
     return mean(losses)
+
+
+# --- with a memory of every example: some were seen before, and what they weigh is constant ---------------------------
+
+
+def _seen(id: int) -> float | None:
+    return 0.5 + (id % 7) / 7 if id % 3 else None
+
+
+def _own_temperature(id: int) -> float:
+    return 0.2 + (id % 5) / 20
+
+
+def _averaged(id: int, now: float, share: float = 0.6) -> float:
+    """The moving average after this batch; an example starts from its own value."""
+    before = _seen(id)
+    return now if before is None else (1 - share) * before + share * now
+
+
+def _of_views(f: Arrays, d: Arrays, frozen: Arrays, temperature) -> float:
+    views, held, total = (f["a"], f["b"]), (frozen["a"], frozen["b"]), 0.0
+    size = len(d["index"])
+    for i, id in enumerate(d["index"]):
+        for v in (0, 1):
+            others = [(w, j) for w in (0, 1) for j in range(size) if j != i]
+            exps = [math.exp(dot(held[v][i], held[w][j]) / temperature(id)) for w, j in others]
+            s = _averaged(id, mean(exps))
+            now = [dot(views[v][i], views[w][j]) for w, j in others]
+            total += mean([e / s * x for e, x in zip(exps, now, strict=True)]) - dot(views[0][i], views[1][i])
+    return total / size
+
+
+def isogclr(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return _of_views(f, d, frozen, _own_temperature)
+
+
+def sogclr(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return _of_views(f, d, frozen, lambda id: 0.3)
+
+
+def _margins(f: Arrays, i: int, direction: int) -> list[tuple[int, float]]:
+    """(other, margin) of anchor i: image i over texts (0), or text i over images (1)."""
+    anchors, others = (f["a"], f["b"]) if direction == 0 else (f["b"], f["a"])
+    return [(j, dot(anchors[i], others[j]) - dot(anchors[i], others[i])) for j in range(len(anchors))]
+
+
+def _of_pairs(f: Arrays, d: Arrays, frozen: Arrays, temperature, positive: bool) -> float:
+    total, size = 0.0, len(d["index"])
+    for i, id in enumerate(d["index"]):
+        for direction in (0, 1):
+            held, now = _margins(frozen, i, direction), _margins(f, i, direction)
+            exps = [math.exp(x / temperature(id)) for j, x in held if positive or j != i]
+            s = _averaged(id, sum(exps) / (size - 1))
+            weights = [math.exp(x / temperature(id)) / s for _, x in held]
+            total += sum(w * x for w, (_, x) in zip(weights, now, strict=True)) / (size - 1)
+    return total / size
+
+
+def isogclr_clip(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return _of_pairs(f, d, frozen, _own_temperature, positive=True)
+
+
+def sogclr_clip(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return _of_pairs(f, d, frozen, lambda id: 0.3, positive=False)
+
+
+def fastclip(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    """Half of the features' slope only, the whole of the scale's; all were seen, and their averages hardly move."""
+    total, size = 0.0, len(d["index"])
+    for i, id in enumerate(d["index"]):
+        for direction in (0, 1):
+            for each in (f, frozen):
+                now = [math.exp(x * s["t"]) for j, x in _margins(each, i, direction) if j != i]
+                total += mean(now) / (0.5 + (id % 7) / 7) / 2
+    return total / size

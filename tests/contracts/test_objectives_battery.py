@@ -171,6 +171,7 @@ def edge_impl(case: Case) -> str:
 def permuted(features: Tree, data: Tree, order: np.ndarray) -> tuple[Tree, Tree]:
     place = np.argsort(order)
     moved = {
+        "index": lambda x: x[order],
         "labels": lambda x: x[order],
         "weight": lambda x: x[order],
         "partner": lambda x: place[x[order]].astype(x.dtype),
