@@ -17,7 +17,11 @@ from mixcon.train import loop
 from mixcon.train import mesh as meshes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
-VARIANTS = {"clip": ("b32", "b16", "l14", "small"), "siglip": ("b16", "l16", "small")}
+VARIANTS = {
+    "clip": ("b32", "b16", "l14", "small"),
+    "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "small"),
+    "siglip": ("b16", "l16", "small"),
+}
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 IMAGE_TEXT = ("clip", "siglip")  # full-size forms that read packed image-text shards
 FULL = [(name, variant) for name, variant in ALL if name in IMAGE_TEXT and variant != "small"]

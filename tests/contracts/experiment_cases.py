@@ -20,4 +20,6 @@ CASES = {
         "zero_shot=()",
         "probes=()",
     ),
+    "cmixup:small": (),
+    "cmixup:crime": ("mixer.partner=representation",),
 }
