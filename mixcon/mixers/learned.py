@@ -17,6 +17,7 @@ from mixcon.mixers.warp import wide_dtype
 
 Upsample = Literal["nearest", "bilinear"]
 SMALL = nnx.initializers.normal(0.01)
+ABSENT = -1e30  # logit of an image that takes no part: finite, so that its gradient is zero and not NaN
 
 
 def _upsample(map_: Array, scale: int, how: Upsample) -> Array:
@@ -176,13 +177,15 @@ def automix(block: MixBlock, features: Array, partner: Array, weight: Array, *, 
 class AdaptiveMask(nnx.Module):
     """AdAutoMix's generator: each of k images asks all others where it is salient; a softmax over images shares pixels.
 
-    `S_i = softmax(Σ_{j≠i} q_i k_jᵀ / √(C/2)) v_i`, q and k after ReLU; `M = softmax_i(upsample(S_i))`.
+    `S_i = softmax(Σ_{j≠i} q_i k_jᵀ / √(C/2)) v_i`, q and k after ReLU; `M = softmax_i(upsample(S_i))`. An image of
+    weight 0 takes no part: so one program serves a number of sources that is drawn.
 
     Args:
         channels: C of the features.
         scale: pixels per feature place.
         upsample: "nearest" or "bilinear".
         weight_channel: append each image's λ as a feature channel.
+        norm: batch norm of q and k before the ReLU, over each source apart (the published ImageNet ResNet-50).
         rngs: nnx random streams.
     Example:
         >>> net = AdaptiveMask(8, 4, rngs=nnx.Rngs(0))
@@ -201,12 +204,16 @@ class AdaptiveMask(nnx.Module):
         rngs: nnx.Rngs,
         upsample: Upsample = "nearest",
         weight_channel: bool = False,
+        norm: bool = False,
     ):
-        self.scale, self.upsample, self.weight_channel = scale, upsample, weight_channel
+        self.scale, self.upsample, self.weight_channel, self.norm = scale, upsample, weight_channel, norm
         seen, inner = channels + weight_channel, channels // 2
-        self.query = nnx.Linear(seen, inner, kernel_init=SMALL, rngs=rngs)
-        self.key = nnx.Linear(seen, inner, kernel_init=SMALL, rngs=rngs)
+        self.query = nnx.Linear(seen, inner, use_bias=not norm, kernel_init=SMALL, rngs=rngs)
+        self.key = nnx.Linear(seen, inner, use_bias=not norm, kernel_init=SMALL, rngs=rngs)
         self.value = nnx.Linear(seen, 1, kernel_init=SMALL, rngs=rngs)
+        if norm:
+            self.query_norm = nnx.BatchNorm(inner, momentum=0.9, epsilon=1e-5, rngs=rngs)
+            self.key_norm = nnx.BatchNorm(inner, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, features: Array, weight: Array) -> Array:
         """Masks [B, H, W, k] that sum to one, from features [k, B, h, w, C] and weights [k]."""
@@ -217,12 +224,19 @@ class AdaptiveMask(nnx.Module):
         if self.weight_channel:
             level = jnp.broadcast_to(weight.reshape(count, 1, 1, 1).astype(tokens.dtype), (*tokens.shape[:3], 1))
             tokens = jnp.concatenate([tokens, level], axis=-1)
-        query, key = jax.nn.relu(self.query(tokens)), jax.nn.relu(self.key(tokens))
+        present = weight > 0
+        query, key = self.query(tokens), self.key(tokens)
+        if self.norm:
+            query = jnp.stack([self.query_norm(source) for source in query])
+            key = jnp.stack([self.key_norm(source) for source in key])
+        query, key = jax.nn.relu(query), jax.nn.relu(key)
+        key = jnp.where(present.reshape(count, 1, 1, 1), key, 0.0)
         others = key.sum(axis=0, keepdims=True) - key  # Σ_{j≠i} q_i k_jᵀ = q_i (Σ_{j≠i} k_j)ᵀ
         scores = jnp.einsum("nbic,nbjc->nbij", query, others) / query.shape[-1] ** 0.5
         shown = jnp.einsum("nbij,nbjc->nbi", jax.nn.softmax(scores, axis=-1), self.value(tokens))
         maps = jnp.moveaxis(shown.reshape(count, batch, height, width), 0, -1)
-        return jax.nn.softmax(_upsample(maps, self.scale, self.upsample), axis=-1)
+        maps = jnp.where(present.reshape(1, 1, 1, count), _upsample(maps, self.scale, self.upsample), ABSENT)
+        return jax.nn.softmax(maps, axis=-1)
 
 
 def adautomix(net: AdaptiveMask, features: Array, sources: Array, weight: Array, *, margin: float = -1.0) -> Plan:

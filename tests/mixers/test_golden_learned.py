@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mixcon.mixers import interval, learned
-from mixcon.mixers.linear import normalise_weights, simplex_mixup
+from mixcon.mixers.linear import simplex_mixup
 from mixcon.mixers.losses import soft_cross_entropy
 from mixcon.mixers.plan import Plan, mix, mix_targets
 
@@ -118,72 +118,6 @@ def test_adaptive_mask(golden, nhwc, close, index):
     grads = prefixed(case, "grad/", "out")
     for ours, theirs in (("query", "conv_q.conv"), ("key", "conv_k.conv"), ("value", "conv_v")):
         check_linear(close, getattr(grad, ours), grads, theirs, floor=1e-6)
-
-
-def conv(x, params, name, stride):
-    weight = jnp.transpose(params[f"{name}.weight"], (2, 3, 1, 0))
-    y = jax.lax.conv_general_dilated(x, weight, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return jnp.tanh(y + params[f"{name}.bias"].reshape(1, 1, 1, -1))
-
-
-def network(x, params, who):
-    """The stand-in backbone of the recorded step: tapped features, and the logits of its two heads."""
-    tapped = conv(x, params, f"backbone_{who}.a", 4)
-    pooled = conv(tapped, params, f"backbone_{who}.b", 1).mean(axis=(1, 2))
-    heads = [
-        pooled @ params[f"head_{h}_{who}.fc.weight"].T + params[f"head_{h}_{who}.fc.bias"][None] for h in ("one", "mix")
-    ]
-    return tapped, heads[0], heads[1]
-
-
-@pytest.mark.parametrize("index", [2, 3])
-def test_a_whole_adautomix_step(golden, nhwc, close, index):
-    """Loss and every gradient of the official training step, put together from the library's pieces."""
-    case = golden("adautomix")[index]
-    inp, out = case.inp, case.out
-    x, y = f32(nhwc(inp["x"])), jnp.asarray(inp["y"])
-    given = {k: f32(v) for k, v in prefixed(case, "param/").items()}
-    net = adaptive_mask(prefixed(case, "param/mix_block."), int(inp["scale_factor"]), inp["bilinear"], False)
-    raw, own = f32(inp["lam_draw"]), jnp.arange(4)
-    three = int(inp["num_samples"]) == 3
-    if three:
-        weights = [normalise_weights(raw)] * 2
-        indices = [jnp.asarray(inp[f"perm_{k}"]).T for k in ("generator", "classifier")]
-    else:
-        weights = [jnp.stack([w, 1 - w]) for w in raw]
-        indices = [jnp.stack([own, jnp.asarray(inp[f"perm_{k}"][0])], axis=1) for k in ("generator", "classifier")]
-
-    def targets(k):
-        return mix_targets(Plan(indices[k], jnp.broadcast_to(weights[k][None], indices[k].shape)), y, num_classes=5)
-
-    def loss(student, net):
-        params = given | student
-        features, _, _ = network(x, given, "k")
-        generator = learned.adautomix(net, features, indices[0], weights[0])
-        classifier = learned.adautomix(net, features, indices[1], weights[1], margin=float(inp["lam_margin"]))
-        classifier = jax.lax.stop_gradient(classifier)
-        total = soft_cross_entropy(network(mix(classifier, x), params, "q")[2], targets(1))
-        clean = soft_cross_entropy(network(x, params, "q")[1], jax.nn.one_hot(y, 5))
-        if three:
-            linear = soft_cross_entropy(network(mix(classifier._replace(mask=None), x), params, "q")[2], targets(1))
-            clean = (1 - float(inp["xi"])) * clean + float(inp["xi"]) * linear
-        logits = network(mix(generator, x), given, "k")[2]
-        sources = jnp.stack([network(x, given, "k")[2][i] for i in indices[0].T])
-        cosine = learned.weighted_logit_cosine(logits, sources, weights[0])
-        mce = soft_cross_entropy(logits, targets(0))
-        adversarial = jnp.bool_(inp["adversarial"])
-        return total + clean + learned.adversarial_generator_loss(mce, cosine, adversarial, beta=float(inp["beta"]))
-
-    student = {k: v for k, v in given.items() if "_q." in k and not k.startswith("mix_block")}
-    (value, grads), graph = jax.jit(
-        lambda student, net: (jax.value_and_grad(loss)(student, net), nnx.grad(lambda n: loss(student, n))(net))
-    )(student, net)
-    close(value, out["loss"])
-    for name, grad in grads.items():
-        close(grad, out[f"grad/{name}"], 2e-5)
-    expected = prefixed(case, "grad/mix_block.", "out")
-    for ours, theirs in (("query", "conv_q.conv"), ("key", "conv_k.conv"), ("value", "conv_v")):
-        check_linear(close, getattr(graph, ours), expected, theirs, floor=1e-6)
 
 
 def test_adamixup_policy(golden, close):
