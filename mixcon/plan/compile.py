@@ -88,6 +88,9 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
                 key: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=split)
                 for key, x in row.items()
             }
+            whole = meshes.replicated(mesh)
+            fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), experiment.fixed)
+            batch |= dict(fixed)
             traced = jax.jit(experiment.step, donate_argnums=0, out_shardings=(places, None)).trace(state, batch)
             work = flops.count(traced.jaxpr)
             needed, text = compiled_size(traced.lower())
@@ -116,7 +119,7 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
         flops=work,
         collectives=collectives,
         seconds=seconds,
-        utilization=work / (peak * slowest) if peak and slowest else None,
+        utilization=work / (peak * slowest) if peak and program else None,
         stand_ins=stand_ins,
         compile_seconds=round(time.perf_counter() - begin, 1),
     )
@@ -167,5 +170,7 @@ def predicted(
     if chip.flops is None or chip.link_rate is None or chip.clock is None:
         return {}
     moved = sum(kind["bytes"] for kind in collectives.values())
-    found = {"compute": work / (chip.flops * count), "network": moved / chip.link_rate}
-    return found | ({"compiler": cycles / chip.clock} if cycles else {})
+    found = {"compute": work / (chip.flops * count)}
+    if not cycles:  # there is no program: it did not fit
+        return found
+    return found | {"network": moved / chip.link_rate, "compiler": cycles / chip.clock}
