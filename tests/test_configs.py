@@ -20,6 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 VARIANTS = {
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "small"),
+    "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "siglip": ("b16", "l16", "small"),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,17 +27,44 @@ def embed(
     Example:
       >>> found = embed(lambda batch: {"image": model(batch["image"])}, eval_batches(source, batch_size=64))
     """
-    mesh = jax.sharding.get_mesh()
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+    return embedder(lambda _, batch: encode(batch))((), batches)
 
-    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def encoded(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
-        return {**encode(batch), "index": batch["index"]}, batch["mask"]
 
-    found: dict[str, list[np.ndarray]] = {}
-    for batch in batches:
-        placed = {k: jax.make_array_from_process_local_data(spread, v) for k, v in batch.items()}
-        outputs, mask = jax.device_get(encoded(placed))
-        for name, rows in outputs.items():
-            found.setdefault(name, []).append(rows[mask])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+def embedder(
+    encode: Callable[[Any, dict[str, jax.Array]], Mapping[str, jax.Array]],
+) -> Callable[[Any, Iterable[Mapping[str, Any]]], dict[str, np.ndarray]]:
+    """`embed` with parameters that change: compiled once for all evaluations of a run.
+
+    Args:
+      encode: (parameters, batch of arrays [B, ...]) -> arrays [B, D].
+
+    Returns:
+      `(parameters, batches) -> ` what `embed` returns.
+
+    Example:
+      >>> predict = embedder(lambda params, batch: {"logits": model(params, batch["image"])})
+      >>> found = predict(state.params, eval_batches(source, batch_size=64))
+    """
+
+    @functools.cache
+    def compiled(
+        mesh: jax.sharding.Mesh,
+    ) -> Callable[[Any, dict[str, jax.Array]], tuple[dict[str, jax.Array], jax.Array]]:
+        @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        def encoded(params: Any, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+            return {**encode(params, batch), "index": batch["index"]}, batch["mask"]
+
+        return encoded
+
+    def run(params: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        mesh = jax.sharding.get_mesh()
+        spread = NamedSharding(mesh, PartitionSpec("data"))
+        found: dict[str, list[np.ndarray]] = {}
+        for batch in batches:
+            placed = {k: jax.make_array_from_process_local_data(spread, v) for k, v in batch.items()}
+            outputs, mask = jax.device_get(compiled(mesh)(params, placed))
+            for name, rows in outputs.items():
+                found.setdefault(name, []).append(rows[mask])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    return run

@@ -7,6 +7,7 @@ from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
+from mixcon.models.multimodal import multimodal_classifier
 from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.projected import projected, relu_mlp
@@ -33,6 +34,7 @@ __all__ = [
     "mlp",
     "mlp_head",
     "modified_resnet",
+    "multimodal_classifier",
     "path_names",
     "projected",
     "read_logit_scale",

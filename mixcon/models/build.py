@@ -10,9 +10,10 @@ from mixcon.models.classifier import classifier
 from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.functional import Make
+from mixcon.models.heads import mlp_head
 from mixcon.models.modified_resnet import modified_resnet
-from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.projected import projected, relu_mlp
+from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import vit
@@ -24,6 +25,7 @@ MODELS: dict[str, Callable[..., Make]] = {
     "conv_net": conv_net,
     "classifier": classifier,
     "text_transformer": text_transformer,
+    "mlp_head": mlp_head,
     "dual_encoder": dual_encoder,
     "projected": projected,
     "relu_mlp": relu_mlp,

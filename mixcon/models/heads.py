@@ -17,6 +17,10 @@ from mixcon.models.functional import Make, map_with_path
 from mixcon.models.layers import choose, float_dtype, normal
 
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
+INITS = {
+    "he": lambda fan_in, fan_out: (2 / fan_in) ** 0.5,
+    "xavier": lambda fan_in, fan_out: (2 / (fan_in + fan_out)) ** 0.5,
+}
 
 
 def l2_normalize(x: Array, *, eps: float = 1e-12) -> Array:
@@ -36,13 +40,15 @@ class MlpHead(nnx.Module):
         hidden: int,
         depth: int = 2,
         batch_norm: bool = False,
+        init: str = "he",
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
+        self.out_features = out_features
         widths = [in_features, *[hidden] * (depth - 1), out_features]
         self.layers = nnx.List(
             [
-                nnx.Linear(a, b, kernel_init=normal((2 / a) ** 0.5), use_bias=not batch_norm, dtype=dtype, rngs=rngs)
+                nnx.Linear(a, b, kernel_init=normal(INITS[init](a, b)), use_bias=not batch_norm, dtype=dtype, rngs=rngs)
                 for a, b in itertools.pairwise(widths)
             ]
         )
@@ -67,14 +73,18 @@ def mlp_head(
     hidden: int,
     depth: int = 2,
     batch_norm: bool = False,
+    init: str = "he",
     dtype: Any = "float32",
 ) -> Make:
     """A projection head of `depth` linear layers with ReLU between them, as a constructor.
+
+    Weights are normal with variance 2/fan_in (init="he") or 2/(fan_in + fan_out) ("xavier"), biases zero.
 
     Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, section 2.1.
     """
     if min(in_features, out_features, hidden, depth) < 1:
         raise InputError("in_features, out_features, hidden and depth of mlp_head must all be at least 1.")
+    choose(init, INITS, "init")
     return functools.partial(
         _mlp_head,
         in_features,
@@ -82,6 +92,7 @@ def mlp_head(
         hidden=hidden,
         depth=depth,
         batch_norm=batch_norm,
+        init=init,
         dtype=float_dtype(dtype),
     )
 

@@ -20,6 +20,32 @@ CASES = {
         "zero_shot=()",
         "probes=()",
     ),
+    "m3col:small": (
+        """data.train={'name': 'mixcon.data.multimodal.feature_groups', 'side': 'train'}""",
+        """data.evals.test={'name': 'mixcon.data.multimodal.feature_groups', 'side': 'test'}""",
+        "batch_size=64",
+        *(
+            f"encoders.{name}.{key}"
+            for name in ("mrna", "methylation", "mirna")
+            for key in ("in_features=10", "hidden=8")
+        ),
+        "contrast.mix_at=input",
+        "contrast.partner=mixed",
+    ),
+    "m3col:n24news": (
+        """data.train={'name': 'mixcon.data.multimodal.emoji_groups', 'side': 'train'}""",
+        """data.evals={'test': {'name': 'mixcon.data.multimodal.emoji_groups', 'side': 'test'}}""",
+        "batch_size=16",
+        "gradient.parts=2",
+        "tokenizer={'path': '', 'vocab_size': 300}",
+        "encoders.image={'name': 'vit', 'width': 32, 'depth': 1, 'patch': 16, 'image_size': 64}",
+        "encoders.text={'name': 'text_transformer', 'width': 32, 'depth': 1, 'context_length': 12, 'causal': False, "
+        "'pool': 'cls'}",
+        "heads.num_classes=10",
+        "contrast.switch=0.5",
+    ),
+    "cmixup:small": (),
+    "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
 }
