@@ -21,6 +21,18 @@ VARIANTS = {
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
+    "meow": (
+        "acm",
+        "imdb",
+        "dblp",
+        "aminer",
+        "adameow_acm",
+        "adameow_imdb",
+        "adameow_dblp",
+        "adameow_aminer",
+        "small",
+        "adameow_small",
+    ),
     "siglip": ("b16", "l16", "small"),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]

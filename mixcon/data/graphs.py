@@ -1,22 +1,24 @@
 """Heterogeneous graphs: target nodes with labels, nodes of other types, and meta-paths that join the targets.
 
-ACM, IMDB, DBLP and AMiner as published with MEOW, in the repository's own file layout or, for ACM and IMDB, in one
-file each.
+ACM, IMDB, DBLP and AMiner as published with MEOW: in the repository's own file layout, or packed in one file each. ACM
+comes with the package, its papers as the words they contain.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from mixcon.data.catalog import locate
+from mixcon.data.graph_files import Folder, GraphFiles, Packed, Split
+from mixcon.data.metapaths import normalize_rows
 from mixcon.errors import InputError
 
-SPLITS = (20, 40, 60)  # labelled nodes of each class
 AMINER_FEATURES = "feat_{path}.w1000.l100.npy"
 
 
@@ -35,14 +37,6 @@ class MetaPath(NamedTuple):
     contexts: tuple[Context, ...]
 
 
-class Split(NamedTuple):
-    """Node indices of a label split."""
-
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
-
-
 class HeteroGraph(NamedTuple):
     """A graph as it is given: nothing normalised, nothing dropped."""
 
@@ -59,12 +53,14 @@ class HeteroGraph(NamedTuple):
         return int(self.labels.max()) + 1
 
 
-def load_graph(name: str, root: str | pathlib.Path | None = None) -> HeteroGraph:
+def load_graph(graph: str, *, root: str | pathlib.Path | None = None, nodes: int = 0, seed: int = 0) -> HeteroGraph:
     """One of the graphs `acm`, `imdb`, `dblp`, `aminer`.
 
     Args:
-      name: of the graph.
-      root: folder that holds `<name>/` (or `meow_<name>.npz`); by default where the set "meow" is found.
+      graph: its name. ACM is in the package.
+      root: folder that holds `<graph>/` (or `meow_<graph>.npz`); by default where the set "meow" is found.
+      nodes: so many target nodes, those that a split trains on and others drawn at random, and the paths between
+        them; 0 keeps all. seed: of the draw.
 
     Returns:
       The checked graph.
@@ -78,12 +74,24 @@ def load_graph(name: str, root: str | pathlib.Path | None = None) -> HeteroGraph
       ['pap', 'psp']
     """
     readers = {"acm": _acm, "imdb": _imdb, "dblp": _dblp, "aminer": _aminer}
-    if name not in readers:
-        raise InputError(f"graph {name!r} is not one of {', '.join(readers)}.")
-    folder = pathlib.Path(locate("meow") if root is None else root)
-    packed = folder / f"meow_{name}.npz"
-    files: _Files = _Folder(folder / name) if (folder / name).is_dir() or not packed.is_file() else _Packed(packed)
-    return check_graph(readers[name](files))
+    if graph not in readers:
+        raise InputError(f"graph={graph!r} is not one of {', '.join(readers)}.")
+    if root is None and graph == "acm":
+        with resources.as_file(resources.files("mixcon.data").joinpath("embedded", "acm_graph.npz")) as path:
+            files: GraphFiles = Packed(path)
+    else:
+        folder = pathlib.Path(locate("meow") if root is None else root)
+        packed = folder / f"meow_{graph}.npz"
+        files = Packed(packed) if packed.is_file() and not (folder / graph).is_dir() else Folder(folder / graph)
+    found = check_graph(readers[graph](files))
+    if not nodes:
+        return found
+    labelled = np.unique(np.concatenate([split.train for split in found.splits.values()]))
+    others = np.setdiff1d(np.arange(len(found.labels)), labelled)
+    if not len(labelled) <= nodes <= len(found.labels):
+        raise InputError(f"nodes={nodes} must lie in [{len(labelled)}, {len(found.labels)}]; 0 keeps all.")
+    drawn = np.random.default_rng(seed).permutation(others)[: nodes - len(labelled)]
+    return induced(found, np.sort(np.concatenate([labelled, drawn])))
 
 
 def check_graph(graph: HeteroGraph) -> HeteroGraph:
@@ -153,32 +161,10 @@ def induced(graph: HeteroGraph, nodes: np.ndarray) -> HeteroGraph:
     )
 
 
-def incidence(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int], name: str = "edges") -> sp.csr_matrix:
-    """0/1 matrix of edges from their ends.
-
-    Raises:
-      InputError: an index outside the nodes.
-
-    Example:
-      >>> incidence(np.array([0, 1]), np.array([2, 2]), (2, 3)).toarray().tolist()
-      [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
-    """
-    for side, indices, size in (("first", rows, shape[0]), ("second", cols, shape[1])):
-        bad = np.flatnonzero((indices < 0) | (indices >= size))
-        if bad.size:
-            raise InputError(
-                f"{name}: edge {bad[0]} names node {indices[bad[0]]} on its {side} side, which has {size} nodes "
-                f"(0 .. {size - 1}); {bad.size} of {len(indices)} edges do."
-            )
-    matrix = sp.csr_matrix((np.ones(len(rows)), (rows, cols)), shape=shape)
-    matrix.data[:] = 1
-    return matrix
-
-
 # --- the four graphs -------------------------------------------------------------------------------------------------
 
 
-def _star(files: _Files, types: str, target: str, features: Mapping[str, sp.csr_matrix | None]) -> HeteroGraph:
+def _star(files: GraphFiles, types: str, target: str, features: Mapping[str, sp.csr_matrix | None]) -> HeteroGraph:
     """Targets in the middle, every other type joined to them: path `pap` for type a of target p."""
     shared = {t: files.edges(f"nei_{t}") for t in types}
     paths = tuple(MetaPath(f"{target}{t}{target}", sp.csr_matrix(b @ b.T), (Context(t, b),)) for t, b in shared.items())
@@ -187,15 +173,18 @@ def _star(files: _Files, types: str, target: str, features: Mapping[str, sp.csr_
     return HeteroGraph(own, dict(features), sizes, paths, files.labels(), files.splits())
 
 
-def _acm(files: _Files) -> HeteroGraph:
-    return _star(files, "as", "p", {"a": files.sparse("a_feat"), "s": None})
+def _acm(files: GraphFiles) -> HeteroGraph:
+    """What an author has written is the sum of the papers' words; the repository ships that sum."""
+    graph = _star(files, "as", "p", {"a": None, "s": None})
+    written = graph.paths[0].contexts[0].incidence.T @ normalize_rows(graph.target[0])
+    return graph._replace(features={"a": sp.csr_matrix(written), "s": None})
 
 
-def _imdb(files: _Files) -> HeteroGraph:
+def _imdb(files: GraphFiles) -> HeteroGraph:
     return _star(files, "adk", "m", {"a": None, "d": None, "k": None})
 
 
-def _dblp(files: _Files) -> HeteroGraph:
+def _dblp(files: GraphFiles) -> HeteroGraph:
     """Rebuilt from the text files: the repository's matrices of long paths are not needed."""
     features = {"p": files.sparse("p_feat"), "t": files.sparse("t_feat"), "c": None}
     authors, labels = files.sparse("a_feat"), files.labels()
@@ -218,119 +207,10 @@ def _dblp(files: _Files) -> HeteroGraph:
     return HeteroGraph((authors,), dict(features), sizes, paths, labels, files.splits())
 
 
-def _aminer(files: _Files) -> HeteroGraph:
+def _aminer(files: GraphFiles) -> HeteroGraph:
     """Targets have other features for each meta-path, and nothing else has any."""
     shared = {t: files.edges(f"nei_{t}") for t in "ar"}
     paths = tuple(MetaPath(f"p{t}p", sp.csr_matrix(b @ b.T), (Context(t, b),)) for t, b in shared.items())
     own = tuple(files.vectors(AMINER_FEATURES.format(path=path.name)) for path in paths)
     sizes = {t: b.shape[1] for t, b in shared.items()}
     return HeteroGraph(own, dict.fromkeys(shared), sizes, paths, files.labels(), files.splits())
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _shape(pair: np.ndarray) -> tuple[int, int]:
-    rows, cols = map(int, pair)
-    return rows, cols
-
-
-class _Files:
-    """Named arrays of one graph."""
-
-    def array(self, name: str) -> np.ndarray:
-        raise NotImplementedError
-
-    def sparse(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
-
-    def edges(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
-
-    def text(self, name: str) -> np.ndarray:
-        raise NotImplementedError
-
-    def vectors(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
-
-    def incidence(self, name: str, shape: tuple[int, int]) -> sp.csr_matrix:
-        """0/1 matrix from a text file of edges."""
-        edges = self.text(name)
-        return incidence(edges[:, 0], edges[:, 1], shape, name)
-
-    def labels(self) -> np.ndarray:
-        """From 0: IMDB counts from 1."""
-        labels = self.array("labels").astype(np.int32)
-        return labels - labels.min()
-
-    def splits(self) -> dict[int, Split]:
-        """Indices by split."""
-        return {
-            k: Split(*(self.array(f"{side}_{k}").astype(np.int32) for side in ("train", "val", "test"))) for k in SPLITS
-        }
-
-
-class _Folder(_Files):
-    """The repository's layout: scipy .npz, .npy, and text files of edges."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-
-    def find(self, name: str) -> pathlib.Path:
-        """A file, or words about it."""
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing: run `mixcon data fetch meow`, or put the file there.")
-        return path
-
-    def array(self, name: str) -> np.ndarray:
-        return np.load(self.find(f"{name}.npy"), allow_pickle=False)
-
-    def sparse(self, name: str) -> sp.csr_matrix:
-        path = self.find(f"{name}.npz")
-        with path.open("rb") as file:
-            plain = file.read(6) == b"\x93NUMPY"  # DBLP's t_feat.npz is in truth a .npy
-        return sp.csr_matrix(np.load(path, allow_pickle=False) if plain else sp.load_npz(path), dtype=np.float64)
-
-    def edges(self, name: str) -> sp.csr_matrix:
-        with np.load(self.find(f"{name}.npz"), allow_pickle=False) as file:  # scipy would not say which edge is wrong
-            return incidence(file["row"], file["col"], _shape(file["shape"]), name)
-
-    def text(self, name: str) -> np.ndarray:
-        path = self.find(f"{name}.txt")
-        try:
-            return np.loadtxt(path, dtype=np.int64, ndmin=2).reshape(-1, 2)
-        except ValueError as error:
-            raise InputError(f"{path} must have two node numbers in each line: {error}") from error
-
-    def vectors(self, name: str) -> sp.csr_matrix:
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(
-                f"{path} is missing: AMiner's node features ({AMINER_FEATURES.format(path='<path>')}, one file for "
-                "each meta-path) are large files that `mixcon data fetch meow` cannot get; take them from "
-                "github.com/jianxiangyu/MEOW and put them there."
-            )
-        return sp.csr_matrix(np.load(path, allow_pickle=False), dtype=np.float64)
-
-
-class _Packed(_Files):
-    """All arrays of a graph in one .npz."""
-
-    def __init__(self, path: pathlib.Path):
-        with np.load(path, allow_pickle=False) as file:
-            self.arrays = {name: file[name] for name in file.files}
-        self.path = path
-
-    def array(self, name: str) -> np.ndarray:
-        if name not in self.arrays:
-            raise InputError(f"{self.path} has no array {name!r}.")
-        return self.arrays[name]
-
-    def sparse(self, name: str) -> sp.csr_matrix:
-        parts = (self.array(f"{name}/{part}") for part in ("data", "indices", "indptr"))
-        return sp.csr_matrix(tuple(parts), shape=_shape(self.array(f"{name}/shape")), dtype=np.float64)
-
-    def edges(self, name: str) -> sp.csr_matrix:
-        rows, cols, shape = (self.array(f"{name}/{part}") for part in ("row", "col", "shape"))
-        return incidence(rows, cols, _shape(shape), name)

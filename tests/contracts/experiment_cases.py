@@ -2,6 +2,10 @@
 
 `<config>:<argument>` -> overrides (what follows `--config.`) that make a run of six steps cheap.
 """
+MEOW = ("graph.nodes=400", "views.neighbors=(20,30)", "model.width=8", "model.projection=8", "cluster_runs=1") + (
+    "probe.steps=5",
+    "probe.repeats=2",
+)
 
 CASES = {
     "clip:small": (
@@ -48,4 +52,6 @@ CASES = {
     "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
+    "meow:small": (*MEOW, "clusters=(5,9)", "kmeans.iters=3", "kmeans.restarts=2"),
+    "meow:adameow_small": (*MEOW, "embedding=clean"),
 }

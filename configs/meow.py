@@ -1,0 +1,133 @@
+"""MEOW and AdaMEOW: contrast on heterogeneous graphs with weighted negatives (Yu et al. 2023, 2024).
+
+`acm`, `imdb`, `dblp`, `aminer`: MEOW as published. `adameow_acm`, `adameow_imdb`, `adameow_dblp`, `adameow_aminer`:
+AdaMEOW. `small`: MEOW on ACM, which is in the package, for 40 epochs. `adameow_small`: AdaMEOW on 1,000 papers of it.
+"""
+
+import ml_collections
+
+# Section 3 of the paper's specification.
+MEOW = {
+    "acm": dict(
+        peak=7e-4, patience=30, temperature=0.4, feature_drop=0.3, edge_drop=(0.3, 0.2), neighbors=(110, 700),
+        clusters=(100, 300), probe_rate=0.03,
+    ),
+    "dblp": dict(
+        peak=6e-4, patience=35, temperature=0.9, feature_drop=0.2, edge_drop=(0.2, 0.5, 0.6), neighbors=(25, 200, 40),
+        clusters=(200, 700), probe_rate=0.01, seed=1,
+    ),
+    "aminer": dict(
+        peak=7e-4, patience=25, temperature=0.9, feature_drop=0.2, edge_drop=(0.7, 0.4), neighbors=(5, 21),
+        clusters=(500, 1200), probe_rate=0.1, probe_decay=8e-4, prototype_weight=0.1, seed=1,
+    ),
+    "imdb": dict(
+        peak=1e-4, weight_decay=1e-3, patience=15, temperature=0.9, feature_drop=0.3, edge_drop=(0.1, 0.1, 0.1),
+        neighbors=(70, 10, 70), clusters=(500, 700), probe_rate=0.01, seed=1,
+    ),
+}  # fmt: skip
+ADAMEOW = {
+    "acm": dict(
+        peak=5e-5, weight_decay=1e-5, steps=1200, dropout=0.3, temperature=1.0, feature_drop=0.3,
+        edge_drop=(0.2, 0.2), neighbors=(690, 690), probe_rate=0.03,
+    ),
+    "dblp": dict(
+        peak=1e-4, weight_decay=1e-3, steps=1500, dropout=0.2, temperature=0.9, feature_drop=0.1,
+        edge_drop=(0.3, 0.3, 0.3), neighbors=(25, 200, 40), probe_rate=0.01,
+    ),
+    "aminer": dict(
+        peak=1e-4, weight_decay=1e-4, steps=3000, dropout=0.0, temperature=0.9, feature_drop=0.0, edge_drop=(0.0, 0.0),
+        neighbors=(8, 31), probe_rate=0.3, probe_decay=1e-3, projection=16,
+    ),
+    "imdb": dict(
+        peak=5e-4, weight_decay=5e-4, steps=1000, dropout=0.1, temperature=0.9, feature_drop=0.3,
+        edge_drop=(0.1, 0.1, 0.1), neighbors=(70, 10, 70), probe_rate=0.01,
+    ),
+}  # fmt: skip
+VARIANTS = (*MEOW, *(f"adameow_{graph}" for graph in ADAMEOW), "small", "adameow_small")
+
+
+def get_config(arg: str = "acm") -> ml_collections.ConfigDict:
+    """The config of a variant: a graph, `adameow_` and a graph, `small` or `adameow_small`."""
+    if arg not in VARIANTS:
+        raise ValueError(f"configs/meow.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
+    method, graph = ("adameow", arg.removeprefix("adameow_")) if arg.startswith("adameow_") else ("meow", arg)
+    small, graph = graph == "small", "acm" if graph == "small" else graph
+    config = published(method, graph, **(MEOW if method == "meow" else ADAMEOW)[graph])
+    if small:
+        config.steps = 40 if method == "meow" else 300
+        config.eval_every = 0
+        config.checkpoint.every = config.steps
+    if small and method == "adameow":
+        config.graph.nodes = 1000
+        config.views.neighbors = (170, 170)  # of a quarter of the papers
+        config.schedule.peak = 5e-4  # a quarter of the steps, ten times as long
+    return config
+
+
+def published(
+    method: str,
+    graph: str,
+    *,
+    peak: float,
+    temperature: float,
+    feature_drop: float,
+    edge_drop: tuple[float, ...],
+    neighbors: tuple[int, ...],
+    probe_rate: float,
+    probe_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    dropout: float = 0.2,
+    projection: int = 64,
+    patience: int = 0,
+    steps: int = 10_000,
+    clusters: tuple[int, ...] = (),
+    prototype_weight: float = 1.0,
+    seed: int = 0,
+) -> ml_collections.ConfigDict:
+    """Full batch, Adam with the decay in the gradient."""
+    config = ml_collections.ConfigDict()
+    config.experiment = "experiments.meow"  # module with build(config, workdir)
+    config.seed = seed  # of initialisation, dropout, and what the views drop
+    config.method = method  # meow or adameow
+    config.graph = dict(name="mixcon.data.graphs.load_graph", graph=graph)
+    config.views = dict(
+        neighbors=neighbors,  # of each node by PathSim, for each meta-path
+        edge_drop=edge_drop,  # share of edges that the second fine view lacks, for each meta-path
+        feature_drop=feature_drop,  # share of the targets' nonzero features that it lacks
+        dense_above=0.1,  # share of nonzeros from which on a matrix is multiplied dense
+    )
+    config.model = dict(
+        width=64,
+        projection=projection,
+        dropout=dropout,
+        norm="matrix",  # one mean and variance over all nodes; "row": of each
+        use_contexts=True,  # False: only which nodes are joined, not by whom
+        one_draw=graph == "dblp",  # the masked view shares the contexts' dropout, as published for DBLP
+    )
+    config.temperature = temperature
+    config.clusters = clusters  # of each clustering; none for adameow
+    config.kmeans = dict(iters=20, restarts=5)
+    config.weigh = True  # negatives by shared clusters; False: all alike, plain InfoNCE
+    config.prototype_weight = prototype_weight
+    config.density = "inner"  # what a prototype's temperature is made from; "l2" is a distance indeed
+    config.include_positive = False  # in its own denominator
+    config.symmetric = False
+    config.pair_hidden = 16  # units of AdaMEOW's network
+    config.embedding = "last_forward"  # dropout on, as published; "clean": a forward without
+    config.probe = dict(learning_rate=probe_rate, weight_decay=probe_decay, steps=200, repeats=50)
+    config.cluster_runs = 10
+    config.batch_size = 1  # graph
+    config.steps = steps
+    config.patience = patience  # epochs without a lower training loss; 0 runs all steps
+    config.ema = 0.0
+    config.nonfinite = "stop"
+    config.log_every = 10
+    config.eval_every = 100 if method == "adameow" else 0
+    config.checkpoint = dict(every=100, keep=1, keep_every=0)
+    config.mesh = dict(data=1, model=1)  # one graph is one record: it is not split
+    config.sharding = dict(fsdp=False, rules=())
+    config.gradient = dict(name="mixcon.train.gradients.standard")
+    config.schedule = dict(peak=peak, decay="constant")
+    config.optimizer = dict(name="adam", weight_decay=weight_decay)
+    config.data = dict(max_bad_share=0.0, threads=1, prefetch=1)
+    return config
