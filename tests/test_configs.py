@@ -33,6 +33,7 @@ VARIANTS = {
         "small",
         "adameow_small",
     ),
+    "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),
     "siglip": ("b16", "l16", "small"),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]

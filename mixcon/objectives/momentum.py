@@ -76,7 +76,7 @@ def mochi(
 
     Returns:
       Scalar; with `has_aux` also {"proxy_accuracy": share of queries whose key outranks every negative, mixtures
-      included; "probability": mean softmax probability of the key}.
+      included; "queue_accuracy": every negative of the queue; "probability": mean softmax probability of the key}.
 
     Raises:
       InputError: shapes that differ, τ not above 0, N outside 1..K, shares outside their range, rows not of unit length
@@ -111,7 +111,7 @@ def mochi(
     )
     positive = positive * scale
     log_sum = jnp.logaddexp(positive, real["log_sum"])
-    hardest = lax.stop_gradient(real["hardest"])
+    hardest = hardest_real = lax.stop_gradient(real["hardest"])
     if draws is not None:
         check_draws(draws, query, queue, num_hard)
         found = ops.top_k(query, queue, num_hard, included=negatives, **here).indices
@@ -129,11 +129,12 @@ def mochi(
     loss = batch_mean(log_sum - positive, axis_name)
     if not has_aux:
         return loss
-    ahead = (positive > hardest).astype(loss.dtype)
-    found_key = jnp.exp(positive - log_sum)
-    return with_aux(
-        loss, {"proxy_accuracy": batch_mean(ahead, axis_name), "probability": batch_mean(found_key, axis_name)}
-    )
+    of_rows = {
+        "proxy_accuracy": positive > hardest,
+        "queue_accuracy": positive > hardest_real,
+        "probability": jnp.exp(positive - log_sum),
+    }
+    return with_aux(loss, {name: batch_mean(x.astype(loss.dtype), axis_name) for name, x in of_rows.items()})
 
 
 def mixed_similarity(query: Array, queue: Array, hard: Array, draws: HardDraws) -> Array:

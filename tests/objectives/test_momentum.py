@@ -88,6 +88,8 @@ def test_golden_loss_logits_and_gradient(case, impl):
         )
         best = out.logits[:, 0] > out.logits[:, 1:].max(1)
         np.testing.assert_allclose(aux["proxy_accuracy"], best.mean())
+        best = out.logits[:, 0] > out.logits[:, 1 : 1 + len(queue)].max(1)
+        np.testing.assert_allclose(aux["queue_accuracy"], best.mean())
         np.testing.assert_allclose(aux["probability"], np.exp(-out.per_query).mean(), rtol=1e-9)
 
 
@@ -237,7 +239,7 @@ def test_objective_pushes_keys_ids_and_labels_after_its_loss():
     np.testing.assert_allclose(jnp.linalg.norm(state.features, axis=1), 1, rtol=1e-5)
     ids, labels = jnp.arange(8, dtype=jnp.int32) + 30, jnp.arange(8, dtype=jnp.int32) % 3
     _, aux, after = apply(state, q, k, rng=jax.random.key(1), step=0, ids=ids, labels=labels)
-    assert set(aux) == {"proxy_accuracy", "probability"}
+    assert set(aux) == {"proxy_accuracy", "queue_accuracy", "probability"}
     np.testing.assert_array_equal(after.features[:8], k)
     np.testing.assert_array_equal(after.features[8:], state.features[8:])
     np.testing.assert_array_equal(after.ids, [*ids, *[-1] * 8])
