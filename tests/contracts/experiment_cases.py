@@ -54,4 +54,14 @@ CASES = {
     "cmixup:crime": ("mixer.partner=representation",),
     "meow:small": (*MEOW, "clusters=(5,9)", "kmeans.iters=3", "kmeans.restarts=2"),
     "meow:adameow_small": (*MEOW, "embedding=clean"),
+    "mochi:small": (  # the warm-up ends within the run, the queue goes round
+        "batch_size=32",
+        "objective.size=128",
+        "mixer.num_hard=16",
+        "mixer.num_mix=4",
+        "mixer.num_query_mix=4",
+        "mixer.warmup_epochs=0.1",
+        "model.backbone.widths=(64, 16, 16)",
+        "data.evals={}",
+    ),
 }
