@@ -1,7 +1,8 @@
 """C-Mixup: regression whose examples are mixed with others of similar labels (Yao et al. 2022).
 
 Within a distribution: `airfoil`, `no2`; series read through windows: `exchange_rate`, `electricity`; under a shift
-between groups: `crime`, `skillcraft`. All as published. `small` is `airfoil`: seconds on a CPU.
+between groups: `crime`, `skillcraft`. All as published. `small` is `airfoil`: seconds on a CPU. Few-shot: `sinusoid`
+mixes within the tasks of MAML; its sizes are ours, since the paper's code has no few-shot part.
 The other arms are overrides, `mixer.partner=uniform` or `mixer.at=input`; see `get_study`.
 """
 
@@ -30,13 +31,16 @@ SERIES = {
 
 
 def get_config(arg: str = "airfoil") -> ml_collections.ConfigDict:
-    """The config of a variant: `airfoil`, `no2`, `crime`, `skillcraft`, `exchange_rate`, `electricity` or `small`."""
+    """The config of a variant: one of those that the module names."""
+    known = (*TABLES, *SERIES)
     if arg in ("small", *TABLES):
         name = "airfoil" if arg == "small" else arg
         return table(name, **TABLES[name])
     if arg in SERIES:
         return series(**SERIES[arg])
-    raise ValueError(f"configs/cmixup.py has no variant {arg!r}; it has small, {', '.join((*TABLES, *SERIES))}")
+    if arg == "sinusoid":
+        return sinusoid()
+    raise ValueError(f"configs/cmixup.py has no variant {arg!r}; it has small, sinusoid, {', '.join(known)}")
 
 
 def base(*, rows: int, batch_size: int, epochs: int, rate: float) -> ml_collections.ConfigDict:
@@ -107,6 +111,23 @@ def series(
         highway=24, dropout=0.2,
     )  # fmt: skip
     config.mixer = mixer(bandwidth=bandwidth, at=at, alpha=alpha)
+    return config
+
+
+def sinusoid() -> ml_collections.ConfigDict:
+    """Waves to be learned from ten points, after 64 that are known."""
+    config = base(rows=64, batch_size=16, epochs=500, rate=1e-3)
+    config.experiment = "experiments.cmixup_tasks"
+    config.eval_every = config.log_every = 100
+    waves = dict(name="mixcon.data.tasks.Sinusoids", examples=20, noise=0.3)
+    config.data = dict(
+        train=dict(waves, num_tasks=64),
+        test=dict(waves, num_tasks=200, first=64),
+        max_bad_share=0.0, threads=1, prefetch=8,
+    )  # fmt: skip
+    config.gradient = dict(name="mixcon.train.meta.maml", support=10, rate=0.01, inner_steps=5)
+    config.model = dict(name="mlp", in_features=1, out_features=1, hidden=40, depth=2)
+    config.mixer = dict(partner="label", bandwidth=1.0, alpha=2.0, per="batch")  # or "uniform", "none"
     return config
 
 

@@ -19,7 +19,7 @@ from mixcon.train import mesh as meshes
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 VARIANTS = {
     "clip": ("b32", "b16", "l14", "small"),
-    "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "small"),
+    "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "meow": (
         "acm",

@@ -50,8 +50,10 @@ CASES = {
     ),
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
+    "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
+    "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
     "meow:small": (*MEOW, "clusters=(5,9)", "kmeans.iters=3", "kmeans.restarts=2"),
     "meow:adameow_small": (*MEOW, "embedding=clean"),
     "mochi:small": (  # the warm-up ends within the run, the queue goes round
