@@ -18,6 +18,7 @@ from mixcon.evals import image_text
 from mixcon.evals.embed import embed
 from mixcon.train.assemble import assemble, process_share
 from mixcon.train.checkpoint import Checkpoints
+from mixcon.train.objective import pair_objective
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 256
@@ -33,14 +34,15 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     captions = data.tokenizer.tokenize(tokenizer, length)
     words = data.tokenizer.tokenize(tokenizer, length, field="keywords", out="keyword_tokens")
     augment = data.augment.compose(*map(configs.partial, config.augment))
-    score = configs.partial(config.objective)
+    loss = pair_objective(config.objective, num_examples=len(source))
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
     lowest, highest = config.logit_scale_range or (0.0, float("inf"))
 
     def pixels(images: jax.Array) -> jax.Array:
         return data.augment.normalize(images, config.image_mean, config.image_std)
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
-        return *model.init(key), {}
+        return *model.init(key), loss.init()
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
         image_key, text_key = jax.random.split(key)
@@ -49,7 +51,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         if "keyword_tokens" in batch:
             swap = jax.random.bernoulli(text_key, config.keyword_share, (len(tokens), 1))
             tokens = jnp.where(swap, batch["keyword_tokens"], tokens)
-        return {"image": image, "tokens": tokens}
+        return {"image": image, "tokens": tokens, "index": batch["index"]}
 
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[dict, dict]:
         out, extra = model.apply(params, extra, batch["image"], batch["tokens"], key=key, train=train)
@@ -57,8 +59,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
 
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
         scale, bias = models.read_logit_scale(params["logit_scale"])
-        loss, aux = score(reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, has_aux=True)
-        return loss, aux | {"logit_scale": scale}, state
+        which = {"index": batch["index"], "epoch": step // steps_per_epoch}  # for objectives that remember examples
+        value, aux, state = loss.apply(state, reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, **which)
+        return value, aux | {"logit_scale": scale}, state
 
     def averaged(state: TrainState) -> dict:
         return state.ema if config.ema else state.params

@@ -20,6 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 VARIANTS = {
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
+    "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "meow": (
         "acm",

