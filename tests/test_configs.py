@@ -18,6 +18,11 @@ from mixcon.train import mesh as meshes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 VARIANTS = {
+    "adautomix": (
+        *("cifar100_r18", "cifar100_rx50", "cifar100_deit_s", "tiny_r18", "tiny_rx50"),
+        *("imagenet_r18", "imagenet_r34", "imagenet_r50", "cub_r18", "cub_r50", "cub_rx50"),
+        *("aircraft_r18", "aircraft_rx50", "cars_r18", "cars_rx50", "small"),
+    ),
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),

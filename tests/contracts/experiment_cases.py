@@ -8,6 +8,15 @@ MEOW = ("graph.nodes=400", "views.neighbors=(20,30)", "model.width=8", "model.pr
 )
 
 CASES = {
+    "adautomix:small": (
+        "data.train.train_size=40",
+        "data.test.train_size=1700",
+        "batch_size=10",
+        "model.backbone.widths=(4, 4)",
+        "model.backbone.strides=(2, 1)",
+        "tap=stage1",
+        "methods.adautomix.rule.random_count=True",
+    ),
     "clip:small": (
         "batch_size=16",
         "schedule.warmup_steps=2",
