@@ -8,6 +8,23 @@ MEOW = ("graph.nodes=400", "views.neighbors=(20,30)", "model.width=8", "model.pr
 )
 
 CASES = {
+    "mixup_classification:small": (  # mixes inside the network
+        "mixer.name=manifold_mixup",
+        "batch_size=8",
+        "model.widths=(4, 8)",
+        "model.strides=(2, 2)",
+        "mixer.layers=2",
+        "ema=0.9",
+        "robustness={}",
+    ),
+    "mixup_classification:small_vit": (  # labels that follow the attention
+        "mixer.name=transmix",
+        "batch_size=8",
+        "model.width=12",
+        "model.depth=1",
+        "schedule.warmup_steps=2",
+        "robustness={}",
+    ),
     "adautomix:small": (
         "data.train.train_size=40",
         "data.test.train_size=1700",
