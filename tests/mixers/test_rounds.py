@@ -69,12 +69,11 @@ def test_an_absent_source_leaves_the_game_of_the_others(pair):
     generator = pair[0]
     extra = jnp.full((BATCH, 1), 3, jnp.int32)
     three = Plan(jnp.concatenate([generator.partner, extra], 1), jnp.pad(generator.weight, ((0, 0), (0, 1))))
-    for options in ({}, {"weight_channel": True}):
-        made = net(**options)
-        two, padded = (learned_plan(made, FEATURES, plan).mask for plan in (generator, three))
-        assert float(two.std()) > 0.01
-        np.testing.assert_allclose(padded[..., :2], two, rtol=1e-5, atol=1e-6)
-        assert not np.any(padded[..., 2])
+    made = net(weight_channel=True)
+    two, padded = (learned_plan(made, FEATURES, plan).mask for plan in (generator, three))
+    assert float(two.std()) > 0.01
+    np.testing.assert_allclose(padded[..., :2], two, rtol=1e-5, atol=1e-6)
+    assert not np.any(padded[..., 2])
 
 
 def test_near_empty_weights_mix_linearly():
