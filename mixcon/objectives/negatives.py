@@ -65,6 +65,7 @@ def hard_negative_reweighted(
     hardness: ArrayLike | None = 1.0,
     class_prior: float = 0.1,
     negatives: Literal["both_views", "other_view"] = "both_views",
+    count_positive: bool = False,
     normalize: bool = False,
     impl: Impl = "auto",
     axis_name: str | None = None,
@@ -78,6 +79,8 @@ def hard_negative_reweighted(
       hardness: β ≥ 0, a scalar; None or 0 weighs all negatives alike. class_prior: τ⁺ in [0, 1).
       negatives: "both_views": anchors are all 2B views, each with 2B - 2 negatives; "other_view": anchors are `first`,
         each with its B - 1 negatives in `second` (two modalities).
+      count_positive: M in the correction and the floor also counts the positive, as in the baseline of geodesic
+        multi-modal mixup (there M = B).
       normalize, impl, axis_name: as for `info_nce`.
 
     Returns:
@@ -124,6 +127,7 @@ def hard_negative_reweighted(
     # Everything relative to the larger of the two exponents: at temperature 0.01 they overflow float32 by themselves.
     top = lax.stop_gradient(jnp.maximum(positive, negative))
     p, n = jnp.exp(positive - top), jnp.exp(negative - top)
+    size = size + 1 if count_positive else size
     floor = size * jnp.exp(-scale - top)
     g = jnp.maximum((n - size * class_prior * p) / (1 - class_prior), floor)
     return batch_mean(top + jnp.log(p + g) - positive, axis_name)

@@ -272,6 +272,16 @@ def test_debcse_hard_negatives(case: str) -> None:
     np.testing.assert_allclose(got, want["loss"], rtol=RTOL)
 
 
+@pytest.mark.parametrize("case", ["c0", "c1"])
+def test_hard_negatives_of_the_other_modality(case: str) -> None:
+    x, want = load("geodesic-mixup", case)
+    got = o.hard_negative_reweighted(
+        x["image_features"], x["text_features"], temperature=0.5, hardness=x["hcl_beta"],
+        class_prior=float(x["hcl_tau_plus"]), negatives="other_view", count_positive=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(got, want["hcl_loss"], rtol=RTOL)
+
+
 def test_supcon_with_skipped_anchors() -> None:
     """That code divides by all anchors; ours by those that have a positive."""
     x, want = load("augment-pet", "c4")
