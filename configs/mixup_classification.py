@@ -161,7 +161,7 @@ def small() -> ml_collections.ConfigDict:
     config.mixers.gridmix.holes = (2, 4)  # more do not fit
     config.mixers.resizemix = dict(alpha=1.0, scope=(0.25, 0.8))  # a miniature of four pixels is still a digit
     config.mixers.maskmix = config.mixers.mixpro = dict(cell=4)
-    config.mixers.puzzlemix = dict(alpha=1.0, block_nums=(2, 4, 8))
+    config.mixers.puzzlemix = dict(alpha=1.0, block_nums=(2, 4))  # each number is a program of its own
     digits = dict(name="mixcon.data.pictures.digit_pictures", size=16, train=500, held=300, noise=0.4)
     config.data = dict(
         {side: digits | dict(side=side) for side in ("train", "held", "test")}, max_bad_share=0.0, threads=1, prefetch=8
