@@ -9,7 +9,7 @@ from flax import nnx
 from mixcon.errors import InputError
 from mixcon.mixers import AdaptiveMask, MixBlock, automix
 from mixcon.mixers.plan import Plan
-from mixcon.mixers.rounds import draw_round, learned_plan
+from mixcon.mixers.rounds import draw_round, learned_plan, symmetric_beta
 
 BATCH = 6
 FEATURES = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 2, 2, 8)), jnp.float32)
@@ -106,6 +106,15 @@ def test_normed_projections_normalise_each_source(drawn):
     masks = learned_plan(made, features, plan).mask
     assert np.isfinite(masks).all()
     np.testing.assert_allclose(masks.sum(axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_shares_have_the_moments_of_beta(alpha):
+    """Var = 1 / (4 (2α + 1)), and a fourth central moment of 3 / (16 (2α + 1) (2α + 3))."""
+    draws = np.asarray(symmetric_beta(jax.random.key(0), 20_000, alpha), np.float64) - 0.5
+    assert abs(draws.mean()) < 0.01
+    np.testing.assert_allclose((draws**2).mean(), 1 / (4 * (2 * alpha + 1)), rtol=0.04)
+    np.testing.assert_allclose((draws**4).mean(), 3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), rtol=0.06)
 
 
 @pytest.mark.parametrize(("count", "batch", "alpha"), [(1, 6, 1.0), (7, 6, 1.0), (3, 1, 1.0), (3, 6, 0.0)])
