@@ -1,4 +1,13 @@
-"""Momentum contrast of two views (MoCo), with harder negatives mixed from the queue (MoCHi)."""
+"""Momentum contrast of two views (MoCo), with harder negatives mixed from the queue (MoCHi).
+
+ShuffleBN. MoCo shuffles its keys over the devices because batch norm per device marks the keys of a device with the
+statistics of their group, which is also the group of their queries: the positive can be told by the mark instead of the
+picture. Here batch norm is over the global batch. All queries of a step share one set of statistics and all its keys
+another, whatever the mesh, and a shuffle would change nothing; `tests/experiments/test_mochi.py` shows both. What
+remains: the keys in the queue carry the statistics of earlier batches, so the positive can be told as far as the
+statistics of B pictures differ from batch to batch (they do by 1/√B of a feature's spread: a third of what groups of
+32 gave, at B = 256, shuffled or not). A norm without batch statistics leaves nothing.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from mixcon.ops import gathered, pairs
 from mixcon.train.gradients import Outcome, ema_teacher
 from mixcon.train.mesh import make_mesh
 
+compiled = jax.jit(mochi, static_argnames=("num_hard", "impl", "has_aux"))
+similarity = jax.jit(mixed_similarity)
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "mochi.npz"
 DRAWS = ("idx_i", "idx_j", "alpha", "idx_q", "beta")
 
@@ -68,23 +70,24 @@ def test_golden_loss_logits_and_gradient(case, impl):
         q, k, queue = (jnp.asarray(x) for x in (inp.q, inp.k, inp.queue))
         options = {"temperature": float(inp.temperature), "num_hard": int(inp.num_hard), "impl": impl}
 
-        @jax.jit
         def loss(q, k, queue, draws):
             return mochi(q, k, queue, draws=draws, has_aux=True, **options)
 
-        (value, aux), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, queue, draws)
+        both = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+        (value, aux), gradients = both(q, k, queue, draws)
         np.testing.assert_allclose(value, out.loss, rtol=1e-9)
         np.testing.assert_allclose(gradients[0], out.grad_q, rtol=1e-8, atol=1e-10)
         assert not np.any(gradients[1]), "the key is a constant"
         assert not np.any(gradients[2]), "and so is the queue"
-        rows = [loss(q[i : i + 1], k[i : i + 1], queue, jax.tree.map(lambda x, i=i: x[i : i + 1], draws))[0]
+        compiled_loss = jax.jit(loss)
+        rows = [compiled_loss(q[i : i + 1], k[i : i + 1], queue, jax.tree.map(lambda x, i=i: x[i : i + 1], draws))[0]
                 for i in range(len(q))]  # fmt: skip
         np.testing.assert_allclose(rows, out.per_query, rtol=1e-9)
         hard = ops.top_k(q, queue, int(inp.num_hard), impl=impl).indices
         np.testing.assert_array_equal(hard, out.hard_idx)
         synthetic = out.logits[:, 1 + len(queue) :]
         np.testing.assert_allclose(
-            mixed_similarity(q, queue, hard, draws) / float(inp.temperature), synthetic, rtol=1e-9, atol=1e-12
+            similarity(q, queue, hard, draws) / float(inp.temperature), synthetic, rtol=1e-9, atol=1e-12
         )
         best = out.logits[:, 0] > out.logits[:, 1:].max(1)
         np.testing.assert_allclose(aux["proxy_accuracy"], best.mean())
@@ -130,7 +133,7 @@ def test_a_mixture_with_the_query_is_harder_than_its_parent():
     draws = draws_for(16, MIXING)
     hard = ops.top_k(q, queue, MIXING.num_hard).indices
     parents = jnp.take_along_axis(q @ queue.T, jnp.take_along_axis(hard, draws.query, 1), 1)
-    harder = mixed_similarity(q, queue, hard, draws)[:, MIXING.num_mix :]
+    harder = similarity(q, queue, hard, draws)[:, MIXING.num_mix :]
     assert (harder > parents)[draws.beta > 1e-4].all()
 
 
@@ -142,7 +145,7 @@ def test_a_mixture_of_two_is_no_easier_than_the_easier_and_often_harder_than_bot
         jnp.take_along_axis(q @ queue.T, jnp.take_along_axis(hard, ranks, 1), 1)
         for ranks in (draws.first, draws.second)
     )
-    mixture = mixed_similarity(q, queue, hard, draws)[:, : MIXING.num_mix]
+    mixture = similarity(q, queue, hard, draws)[:, : MIXING.num_mix]
     counted = (first >= 0) & (second >= 0)
     assert counted.mean() > 0.5
     assert (mixture >= jnp.minimum(first, second) - 1e-6)[counted].all()
@@ -155,9 +158,9 @@ def test_similarities_are_those_of_the_mixtures_and_their_gradient_is_the_mixtur
     hard = ops.top_k(q, queue, MIXING.num_hard).indices
     mixtures = jnp.concatenate([hard_negative_mix(queue, hard, draws), query_mix(q, queue, hard, draws)], axis=1)
     np.testing.assert_allclose(
-        mixed_similarity(q, queue, hard, draws), jnp.einsum("bd,bsd->bs", q, mixtures), rtol=1e-5, atol=1e-6
+        similarity(q, queue, hard, draws), jnp.einsum("bd,bsd->bs", q, mixtures), rtol=1e-5, atol=1e-6
     )
-    gradient = jax.grad(lambda q: mixed_similarity(q, queue, hard, draws).sum())(q)
+    gradient = jax.jit(jax.grad(lambda q: mixed_similarity(q, queue, hard, draws).sum()))(q)
     np.testing.assert_allclose(gradient, mixtures.sum(1), rtol=1e-4, atol=1e-5)
 
 
@@ -167,7 +170,8 @@ def test_opposite_negatives_mix_to_a_finite_gradient():
         *(jnp.asarray(x) for x in ([[0]], [[2]], [[0.5]])), jnp.zeros((1, 0), jnp.int32), jnp.zeros((1, 0))
     )
     q = jnp.asarray([[0.8, 0.6]])  # hardest first: rows 0, 2, 1
-    value, gradient = jax.value_and_grad(lambda q: mochi(q, q, queue, temperature=0.2, num_hard=3, draws=half))(q)
+    run = jax.jit(jax.value_and_grad(lambda q: mochi(q, q, queue, temperature=0.2, num_hard=3, draws=half)))
+    value, gradient = run(q)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
@@ -179,9 +183,9 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
     def run(q):
         return mochi(q, q, queue, temperature=0.2, num_hard=6, draws=draws)
 
-    whole = jax.value_and_grad(run)(q)
+    whole = jax.jit(jax.value_and_grad(run))(q)
     monkeypatch.setattr(gathered, "BLOCK", 8 * 5 * 2)  # two columns at a time
-    for one, other in zip(whole, jax.value_and_grad(run)(q), strict=True):
+    for one, other in zip(whole, jax.jit(jax.value_and_grad(lambda q: run(q)))(q), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -195,20 +199,20 @@ def test_rows_of_the_own_image_are_neither_negatives_nor_mixed():
     queue_ids = jnp.where(jnp.arange(16) < 4, jnp.arange(16), 100 + jnp.arange(16))  # row i is of image i
     queue = queue.at[:4].set(q)  # the hardest of all, if they were allowed
     draws = draws_for(4, MIXING)
-    with_ids = mochi(
+    with_ids = compiled(
         q, k, queue, temperature=0.2, num_hard=6, draws=draws, negatives=~pairs.same_label(ids, queue_ids), has_aux=True
     )
     for i in range(4):
         own = jax.tree.map(lambda x, i=i: x[i : i + 1], draws)
         cut = jnp.delete(queue, i, axis=0)
-        alone = mochi(
+        alone = compiled(
             q[i : i + 1], k[i : i + 1], queue, temperature=0.2, num_hard=6, draws=own,
             negatives=~pairs.same_label(ids[i : i + 1], queue_ids),
         )  # fmt: skip
         np.testing.assert_allclose(
-            alone, mochi(q[i : i + 1], k[i : i + 1], cut, temperature=0.2, num_hard=6, draws=own), rtol=1e-5
+            alone, compiled(q[i : i + 1], k[i : i + 1], cut, temperature=0.2, num_hard=6, draws=own), rtol=1e-5
         )
-    assert with_ids[0] < mochi(q, k, queue, temperature=0.2, num_hard=6, draws=draws)
+    assert with_ids[0] < compiled(q, k, queue, temperature=0.2, num_hard=6, draws=draws)
 
 
 @functools.cache
@@ -226,9 +230,9 @@ def test_one_program_serves_the_warm_up_and_what_follows():
     losses = [float(apply(state, q, k, rng=rng, step=jnp.int32(step))[0]) for step in (0, 4, 5, 8, 9)]
     assert apply._cache_size() == 1
     draws = draws_for(8, MIXING, seed=3)
-    none = mochi(q, k, state.features, temperature=0.2)
-    first = mochi(q, k, state.features, temperature=0.2, num_hard=6, draws=draws, use_query_mix=False)
-    both = mochi(q, k, state.features, temperature=0.2, num_hard=6, draws=draws)
+    none = compiled(q, k, state.features, temperature=0.2)
+    first = compiled(q, k, state.features, temperature=0.2, num_hard=6, draws=draws, use_query_mix=False)
+    both = compiled(q, k, state.features, temperature=0.2, num_hard=6, draws=draws)
     np.testing.assert_allclose(losses, [none, none, first, first, both], rtol=1e-5)
     assert none < first < both
 
@@ -279,16 +283,13 @@ def test_too_few_negatives_under_jit_leave_mixtures_out():
     queue_ids = jnp.where(jnp.arange(16) < 12, 0, 1)  # four negatives each
     draws = draws_for(4, MIXING)
 
-    @jax.jit
     def run(q):
         return mochi(q, q, queue, temperature=0.2, num_hard=6, draws=draws, negatives=~pairs.same_label(ids, queue_ids))
 
-    value, gradient = jax.value_and_grad(run)(q)
+    value, gradient = jax.jit(jax.value_and_grad(run))(q)
     hard = np.argsort(-np.asarray(q @ queue[12:].T), axis=1, kind="stable") + 12
     hard = jnp.asarray(np.concatenate([hard, np.full((4, 2), -1)], axis=1), jnp.int32)
-    logits = jnp.concatenate(
-        [(q * q).sum(1, keepdims=True), q @ queue[12:].T, mixed_similarity(q, queue, hard, draws)], 1
-    )
+    logits = jnp.concatenate([(q * q).sum(1, keepdims=True), q @ queue[12:].T, similarity(q, queue, hard, draws)], 1)
     np.testing.assert_allclose(value, (jax.nn.logsumexp(logits / 0.2, 1) - logits[:, 0] / 0.2).mean(), rtol=1e-5)
     assert np.isfinite(gradient).all()
 
@@ -384,7 +385,7 @@ def test_mixing_that_cannot_be_drawn_is_refused(changes, words):
 def test_one_hardest_negative_is_copied_with_replacement():
     objective = momentum_contrast(16, 5, mixing=Mixing(1, 3, 0, replace=True))
     state, q = objective.init(jax.random.key(0)), unit(8, 5)
-    loss = objective.apply(state, q, q, rng=jax.random.key(1), step=0)[0]
+    loss = jax.jit(objective.apply)(state, q, q, rng=jax.random.key(1), step=0)[0]
     similar = q @ state.features.T
     logits = jnp.concatenate([jnp.ones((8, 1)), similar, jnp.repeat(similar.max(1, keepdims=True), 3, 1)], 1) / 0.2
     np.testing.assert_allclose(loss, (jax.nn.logsumexp(logits, 1) - 5).mean(), rtol=1e-5)
