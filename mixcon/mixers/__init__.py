@@ -76,6 +76,7 @@ from mixcon.mixers.plan import Plan, at, make_plan, mix, mix_pairs, mix_targets,
 from mixcon.mixers.puzzle import puzzlemix
 from mixcon.mixers.region import cutmix, gridmix, resizemix, smoothmix
 from mixcon.mixers.relabel import align_labels, mixpro_relabel, patch_mask, tokenmix_relabel, transmix_relabel
+from mixcon.mixers.rounds import draw_round, learned_plan
 from mixcon.mixers.saliency import (
     fine_grained_saliency,
     input_gradient_saliency,
@@ -121,6 +122,7 @@ __all__ = [
     "decoupled_mixup",
     "derangement",
     "draw_partner",
+    "draw_round",
     "fine_grained_saliency",
     "fmix",
     "gate",
@@ -136,6 +138,7 @@ __all__ = [
     "label_kernel_logits",
     "label_kernel_partner",
     "label_pool_partner",
+    "learned_plan",
     "make_plan",
     "manifold_mixup",
     "mask_mean_loss",
