@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,30 +83,15 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         logits, extra = model.apply(params, extra, clean, train=train, method="classify")
         return reps | {"clean": clean, "logits": logits}, extra
 
-    def mixing(reps: dict) -> jax.Array:
-        clean, plans = reps["clean"], reps["plans"]
-        mixed = reps.get("mixed") or {name: mixers.mix(plan, clean[name]) for name, plan in plans.items()}
-        partners = clean | mixed if contrast.partner == "mixed" else clean
-        how = {key: contrast[key] for key in ("temperature", "bidirectional", "fixed_point")}
-        terms = [m3co(mixed[a], partners[b], *plans[a][:2], **how) for a, b in ordered if a in plans]
-        return jnp.stack(terms).sum()
-
-    def settled(reps: dict) -> jax.Array:
-        clean, how = reps["clean"], {"detach_targets": contrast.detach_targets}
-        terms = [soft_clip(clean[a], clean[b], temperature=contrast.soft_temperature, **how) for a, b in ordered]
-        return jnp.stack(terms).sum()
-
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
-        labels, logits = batch["label"], reps["logits"]
-        whole = jnp.ones(labels.shape, jnp.float32)
-        share = {name: reps["share"] if name in config.input_mixup else whole for name in names}
-        share["fusion"] = jnp.stack([share[name] for name in names]).mean(0)
-        other = reps.get("other", labels)
-        terms = {name: mixers.pair_cross_entropy(rows, labels, other, share[name]) for name, rows in logits.items()}
+        labels = batch["label"]
+        terms = classified(reps, labels, names, tuple(config.input_mixup))
         loss = terms["fusion"] + config.unimodal * sum(terms[name] for name in names if name in terms)
-        metrics = {"classification": loss, "accuracy": (logits["fusion"].argmax(-1) == labels).mean()}
+        metrics = {"classification": loss, "accuracy": (reps["logits"]["fusion"].argmax(-1) == labels).mean()}
         if ordered:
-            metrics["contrast"] = jax.lax.cond(step < switch, mixing, settled, reps)
+            how = {"ordered": ordered, "contrast": contrast}
+            forms = functools.partial(mixing, **how), functools.partial(settled, **how)
+            metrics["contrast"] = jax.lax.cond(step < switch, *forms, reps)
             loss += contrast.weight * metrics["contrast"]
         return loss, metrics, state
 
@@ -134,6 +119,32 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         transform=transform,
         evals={name: evaluator(piece) for name, piece in config.data.evals.items()},
     )
+
+
+def mixing(reps: Mapping, ordered: Sequence[tuple[str, str]], contrast: ml_collections.ConfigDict) -> jax.Array:
+    """M3Co summed over ordered pairs of modalities whose first is mixed."""
+    clean, plans = reps["clean"], reps["plans"]
+    mixed = reps.get("mixed") or {name: mixers.mix(plan, clean[name]) for name, plan in plans.items()}
+    partners = clean | mixed if contrast.partner == "mixed" else clean
+    how = {key: contrast[key] for key in ("temperature", "bidirectional", "fixed_point")}
+    return jnp.stack([m3co(mixed[a], partners[b], *plans[a][:2], **how) for a, b in ordered if a in plans]).sum()
+
+
+def settled(reps: Mapping, ordered: Sequence[tuple[str, str]], contrast: ml_collections.ConfigDict) -> jax.Array:
+    """Soft CLIP of nothing mixed, summed over the same pairs."""
+    clean, how = reps["clean"], {"detach_targets": contrast.detach_targets, "temperature": contrast.soft_temperature}
+    return jnp.stack([soft_clip(clean[a], clean[b], **how) for a, b in ordered]).sum()
+
+
+def classified(
+    reps: Mapping, labels: jax.Array, names: Sequence[str], mixed: Sequence[str] = ()
+) -> dict[str, jax.Array]:
+    """Cross-entropy of every head; of inputs that mixup has mixed, with both labels by the share that each head saw."""
+    whole = jnp.ones(labels.shape, jnp.float32)
+    share = {name: reps["share"] if name in mixed else whole for name in names}
+    share["fusion"] = jnp.stack([share[name] for name in names]).mean(0)  # (1 + λ)/2 when one of two is mixed
+    other = reps.get("other", labels)
+    return {name: mixers.pair_cross_entropy(z, labels, other, share[name]) for name, z in reps["logits"].items()}
 
 
 def check(config: ml_collections.ConfigDict, source: data.Source) -> None:

@@ -46,6 +46,18 @@ CATALOG: tuple[Dataset, ...] = (
         "txWang/MOGONET: ROSMAP", (("", "txWang/MOGONET/HEAD/ROSMAP/"),),
     ),
     Dataset(
+        "brca", "3 omics modalities x 1,000, 1,000 and 503 features, 5 classes", "MIT (repository)",
+        "txWang/MOGONET: BRCA",
+    ),
+    Dataset(
+        "n24news", "N24News, image and text of news items, 24 sections: news/ and imgs/", "see the repository",
+        "billywzh717/N24News, link in its README",
+    ),
+    Dataset(
+        "food101", "UPMC Food-101, image and title, 101 classes: images/ and texts/", "research",
+        "RaghavSinghal10/M3CoL, link in its README",
+    ),
+    Dataset(
         "cmixup", "Airfoil, NO2, Communities and Crime, SkillCraft, Exchange-Rate", "UCI (CC BY 4.0), StatLib",
         "msalibian/STAT547O and four more repositories",
         (
