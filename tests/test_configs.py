@@ -49,6 +49,7 @@ VARIANTS = {
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 IMAGE_TEXT = ("clip", "siglip")  # full-size forms that read packed image-text shards
 FULL = [(name, variant) for name, variant in ALL if name in IMAGE_TEXT and variant != "small"]
+FULL.append(("isogclr", "fastclip_cc12m"))
 
 
 def test_every_config_file_is_listed_here():
