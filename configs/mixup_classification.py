@@ -219,6 +219,7 @@ def small_cifar10() -> ml_collections.ConfigDict:
 
 TOKENS = (
     "mixup", "cutmix", "token_cutmix", "tl_align", "tokenmix", "maskmix", "mixpro", "smmix", "spanmix", "transmix",
+    "mergemix",
 )  # fmt: skip
 IMAGES = (
     "mixup", "manifold_mixup", "mixco", "imix", "multi_mixup", "cmixup", "regmixup", "simplex_mixup", "cutmix",

@@ -35,7 +35,6 @@ from mixcon.mixers.saliency import (
     semantic_percent_map,
     spectral_residual_saliency,
 )
-from mixcon.mixers.token import spanmix
 from mixcon.models.layers import Hook, unchanged
 
 Align = Literal["random", "partner", "own"]
@@ -106,6 +105,8 @@ def drawing(name: str, arguments: Mapping[str, Any] | None = None) -> Draw:
     arguments = dict(arguments or {})
     if name in LEARNED:
         raise InputError(f"{name!r} is learned: its mask has parameters and a loss of its own, which no draw can hold.")
+    if name in TEXT:
+        raise InputError(f"{name!r} mixes texts, not images.")
     if name not in NAMES:
         raise InputError(f"unknown mixer {name!r}; {nearest(name, NAMES)}")
     base, relabel = RELABELLED.get(name, (name, None))
@@ -190,7 +191,10 @@ def _alignmix(
     eps: float = 0.1,
     partner: How | Array = "permutation",
 ) -> Draft:
-    """Aligned and mixed at the last place of the network, where the plan sees the features."""
+    """Aligned and mixed at the last place of the network, where the plan sees the features.
+
+    The published configs take turns with manifold mixup; this is the aligned half alone.
+    """
     if sight.network.feature_map is None:
         raise InputError("alignmix aligns feature maps; this network has none (use a residual network).")
     key_plan, key_align = jax.random.split(key)
@@ -217,7 +221,7 @@ def _spanmix(
     """A span of the embedded patches, in reading order; the class token, equal in all images, stays."""
     rows, columns = _grid(sight)
     patches = jnp.zeros((sight.images.shape[0], rows * columns, 1))
-    plan = spanmix(key, patches, alpha=alpha, mode=mode, per=per, partner=partner)
+    plan = MIXERS["spanmix"](key, patches, alpha=alpha, mode=mode, per=per, partner=partner)
     assert plan.mask is not None
     inside = plan._replace(mask=jnp.pad(plan.mask, ((0, 0), (1, 0), (0, 0)), constant_values=1.0))
 
@@ -306,6 +310,7 @@ READS: dict[str, dict[str, Callable[[Sight], Any]]] = {
     "token_cutmix": {"patch": lambda sight: sight.images.shape[1] // _side(sight)},
     "tokenmix": {"attention": _attention, "side": _side, "minimum": _side},
     "smmix": {"attention": _attention},
+    "mergemix": {"attention": _attention},  # of a transformer that merges no tokens
 }
 
 
@@ -338,4 +343,5 @@ RELABELLED: dict[str, tuple[str, Callable[..., Targets]]] = {
     "mixpro": ("maskmix", _mixpro),
     "tl_align": ("token_cutmix", _tl_align),
 }
-NAMES = ("none", *MIXERS, *RELABELLED)
+TEXT = ("ssmix",)  # selects tokens of texts
+NAMES = ("none", *(name for name in MIXERS if name not in TEXT), *RELABELLED)

@@ -8,12 +8,11 @@ MEOW = ("graph.nodes=400", "views.neighbors=(20,30)", "model.width=8", "model.pr
 )
 
 CASES = {
-    "mixup_classification:small": (  # mixes inside the network
-        "mixer.name=manifold_mixup",
+    "mixup_classification:small": (  # looks at the network
+        "mixer.name=snapmix",
         "batch_size=8",
         "model.widths=(4, 8)",
         "model.strides=(2, 2)",
-        "mixer.layers=2",
         "ema=0.9",
         "robustness={}",
     ),

@@ -11,7 +11,7 @@ from mixcon import config as configs
 from mixcon.data import labelled
 from mixcon.data.sources import Arrays
 from mixcon.errors import InputError
-from mixcon.mixers import MIXERS
+from mixcon.mixers.classifier import NAMES
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
 from runs import measured
@@ -19,8 +19,7 @@ from runs import measured
 CONFIG = "configs/mixup_classification.py"
 TINY = ("mesh.data=1", "steps=2", "batch_size=8", "log_every=1", "eval_every=-1", "checkpoint.every=2",
         "schedule.warmup_steps=0", "robustness={}")  # fmt: skip
-TOKEN = ("token_cutmix", "tl_align", "tokenmix", "maskmix", "mixpro", "smmix", "spanmix", "transmix")
-QUICK = ("snapmix",)  # which looks at the network; the battery has one that mixes inside it and one that relabels
+TOKEN = ("token_cutmix", "tl_align", "tokenmix", "maskmix", "mixpro", "smmix", "spanmix", "transmix", "mergemix")
 PUBLISHED = ("cifar100_r18", "imagenet_r50", "imagenet_rsb_a3", "imagenet_deit_s", "tiny_rx50")
 
 
@@ -34,9 +33,8 @@ def load(variant, *overrides):
     return configs.load(f"{CONFIG}:{variant}", [f"--config.{each}" for each in overrides])
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in dict.fromkeys((*MIXERS, *TOKEN))]
-)
+@pytest.mark.slow  # the battery of experiments trains one that looks at the network and one that relabels
+@pytest.mark.parametrize("name", NAMES)
 def test_every_policy_trains(name, tmp_path):
     loop.train(load("small_vit" if name in TOKEN else "small", *TINY, f"mixer.name={name}"), tmp_path, progress=False)
     losses = [line["train/loss"] for line in measured(tmp_path) if "train/loss" in line]
@@ -47,7 +45,7 @@ def test_every_policy_trains(name, tmp_path):
 def test_the_study_has_an_arm_for_every_policy():
     study = importlib.import_module("mixcon.reproduce.run").load_study("mixup_classification")
     arms = set(study.tables["small"].arms) | set(study.tables["small_vit"].arms)
-    assert arms >= {"none", *MIXERS}
+    assert arms >= set(NAMES)
 
 
 def test_a_short_run_measures_everything(tmp_path):
