@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mixcon.errors import InputError
+from mixcon.objectives.by_epoch import cosine_average
 from mixcon.objectives.global_contrast import Rate, average_of, individual
 from mixcon.objectives.global_losses import Assemble, Direction, Temperature, of_pairs
 from mixcon.objectives.objective import Objective
@@ -62,9 +63,8 @@ def fastclip(
     """
     if version not in get_args(Version):
         raise InputError(f"version must be one of {', '.join(get_args(Version))}; got {version!r}.")
-    if average_epochs < 0 or eps < 0:
-        raise InputError(f"average_epochs={average_epochs} and eps={eps} must not be negative.")
-    average_of(average, "example")
+    if eps < 0:
+        raise InputError(f"eps={eps}, beside the moving average where it divides, must not be negative.")
     checks.positive("temperature", temperature)
     kinds: dict[str, Temperature] = {"v0": None, "v1": temperature, "v3": None}
     if version == "v2":
@@ -81,21 +81,6 @@ def fastclip(
         impl=impl,
         axis_name=axis_name,
     )
-
-
-def cosine_average(end: float, epochs: int) -> Callable[[Array], Array]:
-    """γ by epoch: 1 in epoch 0, a half cosine from 1 to `end` over `epochs`, then `end`.
-
-    Example:
-      >>> float(cosine_average(0.2, 4)(2))
-      0.6
-    """
-
-    def weight(epoch: Array) -> Array:
-        share = jnp.minimum(epoch / max(epochs, 1), 1.0)
-        return jnp.where(epoch == 0, 1.0, end + (1 - end) * (1 + jnp.cos(jnp.pi * share)) / 2)
-
-    return weight
 
 
 def _ratios(found: Mapping[str, Direction], mean: Callable[[Array], Array], logit_scale: Array | None) -> Array:

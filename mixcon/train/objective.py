@@ -18,7 +18,8 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
     other is a loss `(first, second, **keywords) -> loss, metrics` and becomes an `Objective` that remembers nothing.
 
     Args:
-      piece: its dotted name and arguments.
+      piece: its dotted name and arguments; an argument may be a piece, too, such as a rate that follows the epoch,
+        `rate=dict(name="mixcon.objectives.by_epoch.cosine_rate", start=0.03, epochs=30)`.
       num_examples: size of the training set; ids in `index` are below it.
 
     Returns:
@@ -31,7 +32,8 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
       >>> objective = pair_objective({"name": "mixcon.objectives.isogclr_clip", "radius": 0.1}, num_examples=1500)
       >>> loss, metrics, state = objective.apply(state, image, text, index=batch["index"], epoch=epoch)
     """
-    make, function = configs.partial(piece), configs.resolve(piece["name"])
+    whole = {key: configs.call(value) if _is_piece(value) else value for key, value in piece.items()}
+    make, function = configs.partial(whole), configs.resolve(piece["name"])
     if typing.get_type_hints(function).get("return") is Objective:
         asks = "num_examples" in inspect.signature(function).parameters
         return make(num_examples=num_examples) if asks else make()
@@ -41,3 +43,7 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
         return loss, metrics, state
 
     return Objective(dict, apply)
+
+
+def _is_piece(value: Any) -> bool:
+    return hasattr(value, "keys") and "name" in value

@@ -14,8 +14,10 @@ from mixcon import objectives as o
 from mixcon.errors import InputError
 from mixcon.objectives.per_example import recall, remember
 from mixcon.train.mesh import make_mesh
+from mixcon.train.objective import pair_objective
 
 SIZE, DIM, EXAMPLES = 16, 5, 24
+ALL = {"num_examples": EXAMPLES}
 ROWS, EVERYWHERE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -203,8 +205,12 @@ def test_temperatures_held_by_their_bounds_are_counted() -> None:
 
 def test_rates_may_follow_the_epoch() -> None:
     first, second, ids = batch()
-    fading = o.isogclr(EXAMPLES, temperature=0.2, rate=lambda epoch: 0.03 * 0.8**epoch, average=lambda e: 1 / (1 + e))
-    fixed = o.isogclr(EXAMPLES, temperature=0.2, rate=0.03 * 0.8**2, average=1 / 3)
+    rate = {"name": "mixcon.objectives.by_epoch.exponential_rate", "start": 0.03, "decay": 0.8, "end": 0.0}
+    piece = {"name": "mixcon.objectives.isogclr", "temperature": 0.2, "rate": rate}
+    fading = pair_objective(
+        piece | {"average": {"name": "mixcon.objectives.by_epoch.cosine_average", "end": 0.3}}, **ALL
+    )
+    fixed = o.isogclr(EXAMPLES, temperature=0.2, rate=0.03 * 0.8**2, average=0.3)
     got, want = (
         jax.jit(lambda made=made: made.apply(made.init(), first, second, index=ids, epoch=2)[2])()
         for made in (fading, fixed)
@@ -240,6 +246,8 @@ def apply(ids: Any, objective: o.Objective | None = None, rows: int = SIZE) -> A
         (lambda: o.sogclr(9, views="max"), "views must be"),
         (lambda: o.sogclr(9, dtype=jnp.bfloat16), "float32 or float64"),
         (lambda: o.fastclip(9, version="v4"), "version must be one of v0"),
+        (lambda: o.fastclip(9, average=1.5), r"must lie in \(0, 1\]"),
+        (lambda: pair_objective({"name": "mixcon.objectives.isogclr", "radios": 1.0}, **ALL), "did you mean radius"),
         (lambda: apply(jnp.arange(SIZE), o.fastclip(EXAMPLES)), "pass it as logit_scale"),
     ],
 )
