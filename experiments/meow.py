@@ -72,6 +72,7 @@ def graph_views(
     neighbors: tuple[int, ...],
     edge_drop: tuple[float, ...],
     feature_drop: float,
+    ties: metapaths.Ties,
     dense_above: float,
     seed: int,
 ) -> GraphViews:
@@ -84,8 +85,7 @@ def graph_views(
         return linear_map(matrix, dense_above=dense_above)
 
     target = [metapaths.normalize_rows(x) for x in graph.target]
-    near = [metapaths.pathsim_topk(path.counts, k) for path, k in zip(graph.paths, neighbors, strict=True)]
-    adjacency = [metapaths.normalize_adjacency(a) for a in near]
+    near = [metapaths.pathsim_topk(path.counts, k, ties=ties) for path, k in zip(graph.paths, neighbors, strict=True)]
     thinned = [metapaths.drop_edges(a, p, seed=seed) for a, p in zip(near, edge_drop, strict=True)]
     contexts = [[metapaths.normalize_rows(c.incidence) for c in path.contexts] for path in graph.paths]
     return GraphViews(
@@ -93,9 +93,8 @@ def graph_views(
         masked=tuple(lay(metapaths.mask_features(x, feature_drop, seed=seed)) for x in target),
         features={t: None if x is None else lay(metapaths.normalize_rows(x)) for t, x in graph.features.items()},
         contexts=tuple(tuple(map(lay, each)) for each in contexts),
-        adjacency=tuple(map(lay, adjacency)),
+        adjacency=tuple(lay(metapaths.normalize_adjacency(a)) for a in near),
         masked_adjacency=tuple(lay(metapaths.normalize_adjacency(a)) for a in thinned),
-        coarse=lay(sum(adjacency[1:], adjacency[0]) / len(adjacency)),
     )
 
 
@@ -192,7 +191,8 @@ def without_training(config: ml_collections.ConfigDict, features: Callable) -> d
     from sklearn.decomposition import TruncatedSVD
 
     graph: HeteroGraph = configs.call(config.graph)
-    near = [metapaths.pathsim_topk(p.counts, k) for p, k in zip(graph.paths, config.views.neighbors, strict=True)]
+    ties, neighbors = config.views.ties, config.views.neighbors
+    near = [metapaths.pathsim_topk(p.counts, k, ties=ties) for p, k in zip(graph.paths, neighbors, strict=True)]
     smooth = sum(map(metapaths.normalize_adjacency, near)) / len(near)
     x = features(sum(map(metapaths.normalize_rows, graph.target)) / len(graph.target), smooth)
     x = TruncatedSVD(64, random_state=config.seed).fit_transform(x)

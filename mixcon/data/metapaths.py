@@ -5,24 +5,29 @@ Shapes: N target nodes; every matrix is of scipy.sparse, in compressed rows.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import scipy.sparse as sp
 
 from mixcon.errors import InputError
 
+Ties = Literal["random", "argsort"]
 TIE_SEED = 0  # of the one order in which columns of equal similarity are taken
 
 
-def pathsim_topk(counts: sp.spmatrix | np.ndarray, k: int) -> sp.csr_matrix:
+def pathsim_topk(counts: sp.spmatrix | np.ndarray, k: int, *, ties: Ties = "random") -> sp.csr_matrix:
     """Keeps in each row the path counts of the k columns that are most similar to it.
 
     `s_ij = 2 A_ij / (A_ii + A_jj)` where A_ij ≠ 0; the result has A_ij (counts, not s), and is not symmetric.
-    Columns of equal similarity are taken in one fixed random order, the same for all rows: the order of a file is
-    often that of the classes.
+    Where a row has more columns of equal similarity than it may keep, `ties` decides, which matters: the files are
+    often sorted by class, so that an order by index tells the classes apart.
 
     Args:
       counts: A [N, N], how many paths join i and j, the diagonal included.
       k: columns kept in a row, at least 1; larger than N keeps all.
+      ties: "random" takes them in one fixed random order, the same for all rows; "argsort" as the original code does,
+        the last k of NumPy's unstable sort of the dense row, which depends on the processor.
 
     Returns:
       [N, N].
@@ -41,6 +46,8 @@ def pathsim_topk(counts: sp.spmatrix | np.ndarray, k: int) -> sp.csr_matrix:
     csr = _square("counts", counts)
     if not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k={k!r} neighbours must be a whole number of at least 1.")
+    if ties not in get_args(Ties):
+        raise InputError(f"ties={ties!r} is unknown; choose one of {', '.join(get_args(Ties))}.")
     rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
     own = csr.diagonal()
     reach = own[rows] + own[csr.indices]
@@ -48,6 +55,12 @@ def pathsim_topk(counts: sp.spmatrix | np.ndarray, k: int) -> sp.csr_matrix:
         i, j = rows[lone[0]], csr.indices[lone[0]]
         raise InputError(f"counts: {i} and {j} are joined, but neither to itself (A_ii + A_jj = 0); add the diagonal.")
     similarity = 2 * csr.data / reach
+    if ties == "argsort":
+        dense = sp.csr_matrix((similarity, csr.indices, csr.indptr), shape=csr.shape)
+        picked = [np.argsort(dense[[i]].toarray()[0])[-k:] for i in range(csr.shape[0])]
+        starts = np.cumsum([0, *map(len, picked)])
+        chosen = sp.csr_matrix((np.ones(starts[-1]), np.concatenate(picked), starts), shape=csr.shape)
+        return sp.csr_matrix(csr.multiply(chosen))
     tie = np.random.default_rng(TIE_SEED).permutation(csr.shape[0])[csr.indices]
     order = np.lexsort((tie, -similarity, rows))  # rows stay where they are, each sorted by similarity
     place = np.arange(csr.nnz) - csr.indptr[rows]
@@ -117,6 +130,7 @@ def mask_features(features: sp.spmatrix | np.ndarray, rate: float, *, seed: int 
     """
     csr = sp.csr_matrix(features, dtype=np.float64, copy=True)
     csr.eliminate_zeros()
+    csr.sort_indices()  # what is dropped follows from the matrix, not from how it is stored
     _rate("rate", rate)
     dropped = np.random.default_rng(seed).choice(csr.nnz, int(rate * csr.nnz), replace=False)
     csr.data[dropped] = 0
@@ -139,7 +153,7 @@ def normalize_rows(features: sp.spmatrix | np.ndarray) -> sp.csr_matrix:
 def _square(name: str, matrix: sp.spmatrix | np.ndarray) -> sp.csr_matrix:
     if getattr(matrix, "ndim", 0) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"{name} must be square [N, N], got shape {getattr(matrix, 'shape', None)}.")
-    csr = sp.csr_matrix(matrix, dtype=np.float64)
+    csr = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
     csr.sum_duplicates()
     csr.eliminate_zeros()
     if csr.nnz and not (np.isfinite(csr.data).all() and csr.data.min() >= 0):

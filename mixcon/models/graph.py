@@ -34,7 +34,6 @@ class GraphViews(NamedTuple):
     contexts: tuple[tuple[LinearMap, ...], ...]  # by path: [N, M_t] mean over the neighbours of a type
     adjacency: tuple[LinearMap, ...]  # by path: [N, N]
     masked_adjacency: tuple[LinearMap, ...]  # the same with some edges dropped
-    coarse: LinearMap  # [N, N] mean of the paths'
 
 
 class GraphEncoding(NamedTuple):
@@ -57,7 +56,8 @@ def linear(inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs) 
 class GCN(nnx.Module):
     """`S drop(PReLU(S drop(X W₁)) W₂)`, then a norm without scale or shift; S is given, normalised.
 
-    `norm="matrix"` takes one mean and one variance over the whole [N, W] at once, "row" those of each row.
+    Several matrices stand for their mean. `norm="matrix"` takes one mean and one variance over the whole [N, W] at
+    once, "row" those of each row.
 
     Reference: Kipf, Welling, "Semi-Supervised Classification with Graph Convolutional Networks", 2017, eq. 9.
     """
@@ -70,12 +70,19 @@ class GCN(nnx.Module):
         self.second = nnx.Linear(width, width, use_bias=False, kernel_init=FAN_OUT, rngs=rngs)
         self.slope = nnx.Param(jnp.array(0.25))  # of the PReLU
 
-    def __call__(self, x: Array, adjacency: LinearMap, *, train: bool = False, key: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, adjacency: Sequence[LinearMap], *, train: bool = False, key: Array | None = None
+    ) -> Array:
         """[N, W] -> [N, W]."""
         keys = split_key(key, 2)
-        hidden = apply(adjacency, dropout(self.first(x), self.rate, key=keys[0], train=train))
+
+        def propagate(x: Array) -> Array:
+            products = [apply(matrix, x) for matrix in adjacency]
+            return sum(products[1:], products[0]) / len(products)
+
+        hidden = propagate(dropout(self.first(x), self.rate, key=keys[0], train=train))
         hidden = jnp.where(hidden >= 0, hidden, self.slope[...].astype(hidden.dtype) * hidden)
-        out = apply(adjacency, dropout(self.second(hidden), self.rate, key=keys[1], train=train))
+        out = propagate(dropout(self.second(hidden), self.rate, key=keys[1], train=train))
         mean = out.mean(self.axis, keepdims=True)
         variance = jnp.square(out - mean).mean(self.axis, keepdims=True)
         return (out - mean) * jax.lax.rsqrt(variance + jnp.asarray(NORM_EPS, out.dtype))
@@ -143,7 +150,7 @@ class MetaPathContextEncoder(nnx.Module):
         def drop(x: Array) -> Array:
             return dropout(x, self.rate, key=next(keys), train=train)
 
-        def convolve(x: Array, adjacency: LinearMap) -> Array:
+        def convolve(x: Array, *adjacency: LinearMap) -> Array:
             return self.gcn(x, adjacency, train=train, key=next(keys))
 
         def enter(layer: nnx.Linear, x: LinearMap | None) -> Array:
@@ -169,7 +176,7 @@ class MetaPathContextEncoder(nnx.Module):
             fine.append(l2_rows(convolve(both[0], views.adjacency[i])))
             fine.append(l2_rows(convolve(both[1], views.masked_adjacency[i])))
         embedding = self.attention(fine, train=train, key=next(keys))
-        coarse = convolve(sum(plain[1:], plain[0]) / len(plain), views.coarse)
+        coarse = convolve(sum(plain[1:], plain[0]) / len(plain), *views.adjacency)
         ends = [l2_rows(jnp.tanh(self.projection(x))) for x in (coarse, embedding)]
         return GraphEncoding(embedding, *ends)
 

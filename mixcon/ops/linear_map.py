@@ -5,6 +5,7 @@ laid out once instead of being walked against its grain at every step.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -18,18 +19,26 @@ from mixcon.errors import InputError
 
 # Above this share of nonzeros a dense product is faster (measured on one core, 4,019 x 4,019 times 64 columns).
 DENSE_ABOVE = 0.1
+# Below this share of distinct rows each is multiplied once.
+MERGED_BELOW = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap:
-    """A constant matrix [N, M] and its transpose, each dense or as (values, columns, row starts); a pytree."""
+    """A constant matrix [N, M] and its transpose, each dense or as (values, columns, row starts); a pytree.
+
+    Where many rows are equal, as where nodes have the same neighbours, `rows` and `cols` are those of the R distinct
+    ones, and `index` [N] says which of them a row is.
+    """
 
     rows: Any
     cols: Any
+    index: Any
+    distinct: tuple[int, int]
     shape: tuple[int, int]
 
 
-jax.tree_util.register_dataclass(LinearMap, data_fields=["rows", "cols"], meta_fields=["shape"])
+jax.tree_util.register_dataclass(LinearMap, data_fields=["rows", "cols", "index"], meta_fields=["distinct", "shape"])
 
 
 def linear_map(
@@ -54,12 +63,29 @@ def linear_map(
     """
     if getattr(matrix, "ndim", 0) != 2 or 0 in matrix.shape:
         raise InputError(f"matrix must be [N, M] and not empty, got shape {getattr(matrix, 'shape', None)}.")
-    csr = sp.csr_matrix(matrix, dtype=dtype)
+    csr = sp.csr_matrix(matrix, dtype=dtype, copy=True)  # sorted below: the caller's may share its indices
     if not np.isfinite(csr.data).all():
         raise InputError("matrix holds values that are not finite.")
+    csr.sum_duplicates()
+    shape, index = csr.shape, None
+    first, of = _distinct_rows(csr)
+    if len(first) <= MERGED_BELOW * shape[0]:
+        csr, index = csr[first], of.astype(np.int32)
     share = csr.nnz / (csr.shape[0] * csr.shape[1])
     lay = _dense if share > dense_above else _compressed
-    return LinearMap(lay(csr), lay(sp.csr_matrix(csr.T)), csr.shape)
+    return LinearMap(lay(csr), lay(sp.csr_matrix(csr.T)), index, csr.shape, shape)
+
+
+def _distinct_rows(csr: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """(the first row of each kind, which kind each row is of), by their bytes."""
+    kinds: dict[bytes, int] = {}
+    first, of = [], np.empty(csr.shape[0], np.int64)
+    for i, (start, end) in enumerate(itertools.pairwise(csr.indptr)):
+        content = csr.indices[start:end].tobytes() + csr.data[start:end].tobytes()
+        of[i] = kinds.setdefault(content, len(kinds))
+        if of[i] == len(first):
+            first.append(i)
+    return np.array(first), of
 
 
 def _dense(csr: sp.csr_matrix) -> np.ndarray:
@@ -78,7 +104,8 @@ def apply(matrix: LinearMap, x: Array) -> Array:
     Example:
       >>> y = apply(adjacency, x)
     """
-    return _product(matrix.rows, matrix.shape, x)
+    out = _product(matrix.rows, matrix.distinct, x)
+    return out if matrix.index is None else out[matrix.index]
 
 
 def _product(layout: Any, shape: tuple[int, int], x: Array) -> Array:
@@ -95,7 +122,9 @@ def _forward(matrix: LinearMap, x: Array) -> tuple[Array, LinearMap]:
 
 
 def _backward(matrix: LinearMap, gradient: Array) -> tuple[None, Array]:
-    return None, _product(matrix.cols, matrix.shape[::-1], gradient)
+    if matrix.index is not None:
+        gradient = jax.ops.segment_sum(gradient, matrix.index, matrix.distinct[0])
+    return None, _product(matrix.cols, matrix.distinct[::-1], gradient)
 
 
 apply.defvjp(_forward, _backward)

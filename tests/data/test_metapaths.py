@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from mixcon.data.metapaths import drop_edges, mask_features, normalize_adjacency, normalize_rows, pathsim_topk
 from mixcon.errors import InputError
@@ -51,6 +52,8 @@ def test_drops_and_masks_take_the_share_they_are_asked_for():
     kept = mask_features(x, 0.3, seed=0)
     assert kept.nnz == 11 - 3
     assert np.isin(kept.toarray(), x).all()
+    backwards = sp.csr_matrix((x[:, ::-1].ravel(), np.tile([3, 2, 1, 0], 3), [0, 4, 8, 12]))
+    assert (mask_features(backwards, 0.3, seed=0) != kept).nnz == 0, "however the matrix is stored"
 
 
 def test_isolated_rows_stay_empty():

@@ -56,7 +56,6 @@ def golden_views(dense_above=0.1, dtype=np.float64):
         contexts=((mean(g["nei0"]),), (mean(g["nei1"]),)),
         adjacency=(lay(g["adj_norm0"]), lay(g["adj_norm1"])),
         masked_adjacency=(lay(g["mask_adj0"]), lay(g["mask_adj1"])),
-        coarse=lay((g["adj_norm0"] + g["adj_norm1"]) / 2),
     )
 
 
@@ -138,7 +137,7 @@ def test_convolution_and_attention_are_the_loops(drawn, views):
         out = matrix @ (hidden @ params["second"]["kernel"])
         rows = [out] if norm == "matrix" else list(out)
         want = np.concatenate([((r - r.mean()) / np.sqrt(r.var() + 1e-5)).reshape(-1, WIDTH) for r in rows])
-        got, _ = model.apply(params, {}, jnp.asarray(x), linear_map(matrix))
+        got, _ = model.apply(params, {}, jnp.asarray(x), [linear_map(matrix)])
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     model, params, _ = drawn(lambda rngs: SemanticAttention(WIDTH, rngs=rngs))
     views = [x, 2 * x[::-1], x**2]
