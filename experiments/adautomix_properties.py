@@ -16,6 +16,7 @@ from mixcon import config as configs
 from mixcon.mixers.losses import soft_cross_entropy
 from mixcon.mixers.plan import mix, mix_targets
 from mixcon.train import loop
+from mixcon.train import mesh as meshes
 from mixcon.train.optim import optimizer
 from mixcon.train.state import TrainState, stream
 
@@ -36,7 +37,8 @@ def directions(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
     fresh = game.init(stream(config.seed, "init", 0))[0]["generator"]
     push, compare = phases(config, game, state)
     untrained, trained = compare(fresh), compare(state.params["generator"])
-    accuracy = {name: value for name, value in heads(game, teacher=True)(state) if isinstance(value, float)}
+    with jax.set_mesh(meshes.make_mesh(**config.mesh)):
+        accuracy = {name: value for name, value in heads(game, teacher=True)(state) if isinstance(value, float)}
     return {
         "untrained": untrained["gap"],
         "against": compare(push(fresh, AGAINST))["gap"],
