@@ -104,6 +104,20 @@ def test_memory_and_gradient_after_two_steps_are_those_of_one_device(name: str, 
     same((found, gradients), two_steps(name))
 
 
+def test_a_memory_that_is_split_is_never_put_together() -> None:
+    """The compiled program holds no array of all examples, only each device's share."""
+    examples, devices = 4096, 4
+    mesh = make_mesh(data=devices, devices=jax.devices()[:devices])
+    rows = NamedSharding(mesh, ROWS)
+    objective = o.isogclr(examples, temperature=0.2)
+    with jax.set_mesh(mesh):
+        state, arrays = jax.device_put((objective.init(), batch()), rows)
+        run = jax.jit(step(objective), out_shardings=((None, None, rows), None), donate_argnums=0)
+        program = run.lower(state, *arrays, jnp.float32(0)).compile().as_text()
+    assert f"[{examples // devices}]" in program
+    assert f"[{examples}]" not in program
+
+
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 
