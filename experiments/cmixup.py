@@ -74,6 +74,8 @@ def mixing_task(mixer: ml_collections.ConfigDict, model: models.Model) -> Task:
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
         if mixer.partner == "none":
             return {"x": batch["x"], "y": batch["y"]}
+        if len(batch["y"]) % 2:
+            raise InputError(f"a batch of couples has an even number of rows, not {len(batch['y'])}")
         couples = {name: batch[name].reshape(-1, 2, *batch[name].shape[1:]) for name in ("x", "y")}
         return couples | {"weight": sample_weight(key, len(couples["y"]), alpha=mixer.alpha, per=mixer.per)}
 

@@ -6,6 +6,7 @@ of the same global batch, so the order of examples is the same on one machine an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from mixcon.errors import InputError
 Sampler = Callable[[int], np.ndarray]
 
 _ROUNDS = 8
+_SMALL = 1 << 16  # examples whose order is computed once an epoch; it is the same either way
 _MASK64 = (1 << 64) - 1
 
 
@@ -108,7 +110,14 @@ def uniform(num_examples: int, batch_size: int, *, seed: int = 0, shuffle: bool 
     """
     global_indices(0, batch_size=batch_size, num_examples=num_examples)  # refuse bad sizes now, not at the first step
 
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return permute(np.arange(num_examples), num_examples, seed=seed, epoch=epoch)
+
     def sampler(step: int) -> np.ndarray:
+        if shuffle and num_examples <= _SMALL:
+            epoch, within = divmod(step, num_examples // batch_size)
+            return order(epoch)[within * batch_size : (within + 1) * batch_size].copy()
         return global_indices(step, batch_size=batch_size, num_examples=num_examples, seed=seed, shuffle=shuffle)
 
     return sampler

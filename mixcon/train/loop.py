@@ -242,9 +242,8 @@ class Run:
         """Wait for the oldest step, look at its health, log it."""
         done = self.pending.popleft()
         with self.goodput.measure("step"):
-            jax.block_until_ready(done.metrics)
+            halted_at = int(jax.device_get(done.metrics["halted_at"]))  # waits: outputs of a step come together
         self.skipped += done.skipped
-        halted_at = int(jax.device_get(done.metrics["halted_at"]))
         if halted_at >= 0:
             self.stop_at_nonfinite(state, halted_at, done)
         if self.ended_at:

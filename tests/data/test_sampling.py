@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixcon.data import sampling
 from mixcon.data.sampling import global_indices, one_pass, permute, uniform
 from mixcon.errors import InputError
 
@@ -85,3 +86,12 @@ def test_bad_sizes_are_refused_at_once(sizes):
         uniform(*sizes)
     with pytest.raises(InputError, match="batch_size"):
         one_pass(*sizes)
+
+
+@pytest.mark.parametrize("size", [103, sampling._SMALL + 3])
+def test_the_order_is_the_same_whether_an_epoch_is_kept_or_not(size):
+    batch = size // 4
+    sampler = sampling.uniform(size, batch, seed=7)
+    for step in (9, 0, 5, 4, 9):
+        expected = sampling.global_indices(step, batch_size=batch, num_examples=size, seed=7)
+        np.testing.assert_array_equal(sampler(step), expected)

@@ -10,9 +10,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from experiments import cmixup
 from mixcon import config as configs
 from mixcon import models
+from mixcon.data.catalog import locate
 from mixcon.data.sources import Arrays
 from mixcon.errors import InputError
 from mixcon.train import loop
+from runs import measured
 
 RNG = np.random.default_rng(0)
 BATCH = {"x": RNG.normal(size=(8, 3)).astype(np.float32), "y": RNG.normal(size=(8, 1)).astype(np.float32)}  # 4 couples
@@ -124,6 +126,12 @@ def test_in_the_batch_the_partner_is_one_of_the_pool_that_is_close(model, params
         assert_array_equal(np.round(drawn[:, 0] / 50), side[0::2])
 
 
+def test_rows_that_are_no_couples_are_refused(model):
+    odd = {name: rows[:7] for name, rows in BATCH.items()}
+    with pytest.raises(InputError, match="even number of rows, not 7"):
+        cmixup.mixing_task(mixer(), model).prepare(odd, key=jax.random.key(0), step=0)
+
+
 def test_samplers_read_a_partner_along_unless_examples_stay_alone():
     train = Arrays({"x": RNG.normal(size=(20, 3)).astype(np.float32), "y": np.arange(20.0, dtype=np.float32)[:, None]})
     config = ml_collections.ConfigDict(dict(batch_size=4, seed=1, data=dict(reshuffle=False)))
@@ -163,3 +171,19 @@ def test_labels_that_are_not_finite_are_refused():
     config = ml_collections.ConfigDict(dict(batch_size=2, seed=1, data=dict(reshuffle=True), mixer=mixer()))
     with pytest.raises(InputError, match="first in row 2"):
         cmixup.sampler(config, train)
+
+
+@pytest.mark.slow
+def test_exchange_rates_are_learned(tmp_path):
+    """Two epochs on the real series: the error falls well below that of the first."""
+    try:
+        locate("cmixup")
+    except InputError as reason:
+        pytest.skip(str(reason))
+    overrides = ("steps=68", "eval_every=34", "log_every=34", "checkpoint.every=68", "mesh.data=1")
+    config = configs.load("configs/cmixup.py:exchange_rate", [f"--config.{each}" for each in overrides])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        loop.train(config, tmp_path, progress=False)
+    errors = [line["eval/valid/rmse"] for line in measured(tmp_path) if "eval/valid/rmse" in line]
+    assert len(errors) == 2
+    assert errors[1] < 0.8 * errors[0]
