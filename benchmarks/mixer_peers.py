@@ -95,17 +95,17 @@ def answer(request: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
             state["y"] = torch.randint(CLASSES, shape[:1], generator=generator)
             return {}
         case "time":
-            start = time.perf_counter()
+            start = time.process_time()
             state["mixers"][request["row"]](state["x"], state["y"])
-            return {"seconds": time.perf_counter() - start}
+            return {"seconds": time.process_time() - start}
         case "costs":
             with np.load(request["path"]) as file:
                 state["costs"] = [np.ascontiguousarray(file[k]) for k in ("unary", "vertical", "horizontal")]
             return {}
         case "solve":
-            start = time.perf_counter()
+            start = time.process_time()
             found = [SOLVERS[request["row"]](*one) for one in zip(*state["costs"], strict=True)]
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
             each = zip(found, *state["costs"], strict=True)
             return {"seconds": seconds, "energy": [energy(*one) for one in each]}
     raise ValueError(request)

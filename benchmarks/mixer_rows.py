@@ -31,6 +31,7 @@ OTHERS: dict[str, Callable[[Array, Data], m.Plan]] = {
     "tokenmix": lambda key, d: m.tokenmix(key, d["x"]),
     "maskmix": lambda key, d: m.maskmix(key, d["x"]),
     "smmix": lambda key, d: m.smmix(key, d["x"], attention=d["attention"]),
+    "mergemix, attention given": lambda key, d: m.mergemix(key, d["x"], attention=d["attention"]),
     "attentivemix, features given": lambda key, d: m.attentivemix(key, d["x"], features=d["features"]),
     "snapmix, maps given": lambda key, d: m.snapmix(key, d["x"], percent=d["percent"], labels=d["y"]),
     "saliencymix, detector included": lambda key, d: m.saliencymix(

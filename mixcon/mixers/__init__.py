@@ -56,10 +56,11 @@ from mixcon.mixers.losses import (
     mixed_accuracy,
     mixed_info_nce,
     pair_cross_entropy,
+    smmix_loss,
     smooth_targets,
     soft_cross_entropy,
 )
-from mixcon.mixers.names import LEARNED, MIXERS
+from mixcon.mixers.names import LEARNED, MIXERS, TEXT
 from mixcon.mixers.partner import (
     choose_partner,
     derangement,
@@ -87,12 +88,14 @@ from mixcon.mixers.saliency import (
 )
 from mixcon.mixers.salient import attentivemix, guidedmixup, saliencymix, snapmix
 from mixcon.mixers.sumix import sumix_loss, sumix_relabel
-from mixcon.mixers.token import maskmix, smmix, spanmix, token_cutmix, tokenmix, union_mask
+from mixcon.mixers.text import spanmix, ssmix, union_mask
+from mixcon.mixers.token import maskmix, mergemix, smmix, token_cutmix, tokenmix
 from mixcon.mixers.warp import Blocks, Grid, Transport
 
 __all__ = [
     "LEARNED",
     "MIXERS",
+    "TEXT",
     "AdaptiveMask",
     "Blocks",
     "Grid",
@@ -144,6 +147,7 @@ __all__ = [
     "mask_mean_loss",
     "maskmix",
     "maybe",
+    "mergemix",
     "metrix_pairs",
     "mix",
     "mix_pairs",
@@ -180,6 +184,7 @@ __all__ = [
     "sinkhorn",
     "slerp",
     "smmix",
+    "smmix_loss",
     "smooth_targets",
     "smoothmix",
     "snapmix",
@@ -187,6 +192,7 @@ __all__ = [
     "sources",
     "spanmix",
     "spectral_residual_saliency",
+    "ssmix",
     "stop_weights",
     "sumix_loss",
     "sumix_relabel",

@@ -51,8 +51,7 @@ def _still(how: Move, keep: Array) -> Move:
     if isinstance(how, Blocks):
         return Blocks(jnp.where(keep[:, None], how.source, jnp.arange(how.source.shape[1], dtype=jnp.int32)[None]))
     if isinstance(how, Grid):
-        rows, cols = (jnp.where(keep[:, None], v, jnp.arange(v.shape[1], dtype=v.dtype)[None]) for v in how)
-        return Grid(rows, cols)
+        return jax.tree.map(lambda v: jnp.where(keep[:, None], v, jnp.arange(v.shape[1], dtype=v.dtype)[None]), how)
     eye = jnp.eye(how.matrix.shape[1], dtype=how.matrix.dtype)[None]
     return how._replace(matrix=jnp.where(keep[:, None, None], how.matrix, eye))
 
@@ -149,8 +148,8 @@ def _common(policy: Policy, shape: tuple[int, int], two_weights: bool, moved: bo
     own, other = (None, None) if plan.warp is None else plan.warp
     if own is not None or not (other is None or isinstance(other, Grid)):
         raise InputError("switch can only bring together plans that move nothing or resample the partner by a Grid.")
-    axes = [jnp.arange(n, dtype=jnp.float32)[None] if other is None else other[i].astype(jnp.float32)
-            for i, n in enumerate(shape)]  # fmt: skip
+    still = Grid(*(jnp.arange(n, dtype=jnp.float32)[None] for n in shape))
+    axes = [v.astype(jnp.float32) for v in jax.tree.leaves(still if other is None else other)]
     rows, cols = (jnp.broadcast_to(a, (batch, a.shape[1])) for a in axes)
     return plan._replace(warp=(None, Grid(rows, cols)))
 

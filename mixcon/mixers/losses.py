@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from mixcon.errors import InputError
-from mixcon.mixers.plan import Plan
+from mixcon.mixers.plan import Plan, at
 from mixcon.mixers.warp import wide_dtype
 
 
@@ -205,6 +205,59 @@ def mixed_info_nce(query: Array, keys: Array, queue: Array, plan: Plan, *, tempe
         losses.append(jax.nn.logsumexp(logits, axis=1) - logits[:, 0])
     share = plan.weight.astype(query.dtype)
     return (share * losses[0] + (1.0 - share) * losses[1]).mean()
+
+
+def smmix_loss(plan: Plan, mixed: Array, tokens: Array, clean: Array, labels: Array) -> Array:
+    """SMMix's objective: the mixed cross-entropy, each region's own label, and consistency with the clean predictions.
+
+    `CE(z, y') + ½ [CE(z_own, y_A) + CE(z_pasted, y_B)] + KL(softmax(λ p_A + (1-λ) p_B) ‖ softmax(z))`, where z_own and
+    z_pasted are the mean logits of the tokens that the example kept and of those that were pasted in.
+
+    Args:
+        plan: of `smmix`, with its mask.
+        mixed: logits of the mixed images [B, K].
+        tokens: logits of their patches on a square grid [B, P, K] (a linear head of the last features).
+        clean: logits of the un-mixed images [B, K], p; no gradient.
+        labels: int [B].
+    Returns:
+        Scalar.
+    Raises:
+        InputError: shapes that do not fit; a plan without an image mask.
+    Example:
+        >>> plan = Plan(jnp.array([1, 0]), jnp.full(2, 0.5), jnp.ones((1, 2, 2, 1)).at[:, 0].set(0.0))
+        >>> z = jnp.zeros((2, 3))
+        >>> round(float(smmix_loss(plan, z, jnp.zeros((2, 4, 3)), z, jnp.array([0, 1]))), 4)  # 2 log 3
+        2.1972
+
+    Reference:
+        Chen et al., "SMMix: Self-Motivated Image Mixing for Vision Transformers", 2023
+    """
+    check_labels(mixed, labels)
+    batch, classes = mixed.shape
+    if plan.mask is None or plan.mask.ndim != 4 or plan.partner.shape != (batch,):
+        raise InputError("smmix_loss needs the plan of smmix for this batch, with its image mask.")
+    if tokens.ndim != 3 or tokens.shape[::2] != mixed.shape or clean.shape != mixed.shape:
+        given = f"{list(tokens.shape)} and {list(clean.shape)}"
+        raise InputError(f"want tokens [{batch}, P, {classes}] and clean [{batch}, {classes}]; got {given}.")
+    side = round(tokens.shape[1] ** 0.5)
+    if side**2 != tokens.shape[1] or any(size % side for size in plan.mask.shape[1:3]):
+        raise InputError(f"{tokens.shape[1]} tokens are no square grid that divides the mask {list(plan.mask.shape)}.")
+    other = labels[plan.partner]
+    share = plan.weight.astype(_wide(mixed).dtype)
+    own = at(plan._replace(warp=None), (side, side), flatten=True).mask
+    assert own is not None
+    own = jnp.broadcast_to(own, (batch, side * side, 1))
+
+    def region(part: Array, target: Array) -> Array:
+        part = part.astype(_wide(tokens).dtype)
+        pooled = (part * _wide(tokens)).sum(axis=1) / jnp.maximum(part.sum(axis=1), 1e-6)
+        return pair_cross_entropy(pooled, target, target, jnp.ones_like(share))
+
+    p = _wide(jax.lax.stop_gradient(clean))
+    log_wanted = jax.nn.log_softmax(share[:, None] * p + (1.0 - share)[:, None] * p[plan.partner], axis=-1)
+    kl = (jnp.exp(log_wanted) * (log_wanted - jax.nn.log_softmax(_wide(mixed), axis=-1))).sum(axis=-1).mean()
+    regions = region(own, labels) + region(1.0 - own, other)
+    return pair_cross_entropy(mixed, labels, other, share) + 0.5 * regions + kl
 
 
 def mixed_accuracy(logits: Array, y_a: Array, y_b: Array, weight: Array) -> Array:

@@ -13,7 +13,8 @@ from mixcon.mixers.linear import cmixup, imix, manifold_mixup, mixco, mixup, mul
 from mixcon.mixers.puzzle import puzzlemix
 from mixcon.mixers.region import cutmix, gridmix, resizemix, smoothmix
 from mixcon.mixers.salient import attentivemix, guidedmixup, saliencymix, snapmix
-from mixcon.mixers.token import maskmix, smmix, spanmix, token_cutmix, tokenmix
+from mixcon.mixers.text import spanmix, ssmix
+from mixcon.mixers.token import maskmix, mergemix, smmix, token_cutmix, tokenmix
 
 MIXERS: dict[str, Callable[..., Any]] = {
     # one share for the whole example
@@ -43,12 +44,15 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "tokenmix": tokenmix,
     "maskmix": maskmix,
     "smmix": smmix,
+    "mergemix": mergemix,
     "spanmix": spanmix,
     # several policies, or one image with itself
     "mixup_or_cutmix": mixup_or_cutmix,
     "unmix": unmix,
     "augmix": augmix,
 }
+
+TEXT: dict[str, Callable[..., Any]] = {"spanmix": spanmix, "ssmix": ssmix}  # of token sequences
 
 LEARNED: dict[str, Callable[..., Any]] = {
     "automix": MixBlock,

@@ -96,9 +96,9 @@ def mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
     if ids:
         x, bank = x[..., None], bank[..., None]
     if plan.partner.ndim == 1:
-        found = [x, jnp.take(bank, plan.partner, axis=0)]
+        found = [x, _rows(bank, plan.partner)]
     else:
-        found = [jnp.take(bank, plan.partner[:, k], axis=0) for k in range(plan.partner.shape[1])]
+        found = [_rows(bank, plan.partner[:, k]) for k in range(plan.partner.shape[1])]
     if plan.warp is not None and x.ndim > 2:
         found = [move(how, source) for how, source in zip(plan.warp, found, strict=True)]
     if ids:
@@ -108,6 +108,17 @@ def mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
     for part, source in zip(parts[1:], found[1:], strict=True):
         total = total + part.astype(dtype) * source.astype(dtype)
     return total.astype(x.dtype)
+
+
+def _rows(bank: Array, index: Array) -> Array:
+    """Rows of the bank; indices known to be outside it are refused, so that inside jit nothing has to be checked."""
+    if (
+        not isinstance(index, jax.core.Tracer)
+        and index.size
+        and not 0 <= np.asarray(index).min() <= np.asarray(index).max() < len(bank)  # numpy: known inside jit, too
+    ):
+        raise InputError(f"partner holds indices outside 0..{len(bank) - 1}, the rows of the bank.")
+    return jnp.take(bank, index, axis=0, mode="clip")
 
 
 def mix_targets(

@@ -228,9 +228,9 @@ def puzzlemix(
     mean: tuple[float, ...] = (0.0,),
     std: tuple[float, ...] = (1.0,),
     alpha: float | Array = 1.0,
-    block_nums: tuple[int, ...] = (2, 4, 8, 16),
+    block_nums: tuple[int, ...] | None = None,
     transport: bool = True,
-    t_size: int = 4,
+    t_size: int | None = None,
     t_eps: float = 0.8,
     weight: float | Array | None = None,
     partner: How | Array = "permutation",
@@ -245,15 +245,16 @@ def puzzlemix(
         saliency: ≥ 0, [B, H, H]: `input_gradient_saliency` of the network in evaluation mode.
         mean, std: per channel (or one for all); `x · std + mean` must lie in [0, 1] and is clipped to it.
         alpha: Beta parameter of λ.
-        block_nums: numbers of blocks per side to draw from; (2, 4, 8) for 224 pixels.
-        transport: move blocks; `t_size`: side of a moved block in pixels (-1: as the mask's); `t_eps`: price of
-        distance.
+        block_nums: numbers of blocks per side to draw from; if None (2, 4, 8, 16) up to 64 pixels, (2, 4, 8) above.
+        transport: move blocks. t_size: side of a moved block in pixels, -1 for the mask's; if None 4 up to 64 pixels,
+            -1 above. t_eps: price of distance.
         weight: a given λ instead of a draw.
         partner: a rule of `choose_partner`, or indices [B].
     Returns:
         Plan with a mask of levels 0, ½, 1 and, with transport, `Blocks` moves for both sources.
     Raises:
-        InputError: blocks that are not 2, 4, 8 or 16 or do not divide the image; not square; saliency of another shape.
+        InputError: blocks that are not 2, 4, 8 or 16, do not divide the image or are no whole number of 4-pixel
+            patches; an image that is not square; saliency of another shape.
     Example:
         >>> x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
         >>> plan = puzzlemix(jax.random.key(1), x, saliency=x.mean(-1), block_nums=(2, 4))
@@ -265,8 +266,16 @@ def puzzlemix(
     """
     batch, height, _ = image_size(x, square=True)
     check_map("saliency", saliency, x)
+    small = height <= 64
+    block_nums = ((2, 4, 8, 16) if small else (2, 4, 8)) if block_nums is None else block_nums
+    t_size = (4 if small else -1) if t_size is None else t_size
     if not block_nums or any(b not in (2, 4, 8, 16) or height % b for b in block_nums):
         raise InputError(f"block_nums {block_nums} must be among 2, 4, 8, 16 and divide the image size {height}.")
+    if any(height // b % min(4, height // b) for b in block_nums):
+        raise InputError(
+            f"block_nums {block_nums}: blocks of a {height} pixel image must hold whole patches of 4 pixels; "
+            "leave out the largest number of blocks."
+        )
     if transport and t_size > 0 and height % t_size:
         raise InputError(f"t_size {t_size} must divide the image size {height} (or be -1).")
     key_partner, key_weight, key_blocks = jax.random.split(key, 3)

@@ -111,9 +111,9 @@ def smoothmix_mask(center: Array, spread_unit: Array, size: int) -> Array:
     sigma = (spread_unit.astype(jnp.float32) / 4.0 + 0.25) * size
     shift = jnp.trunc(center.astype(jnp.float32) - size / 2)
     line = jnp.arange(size, dtype=jnp.float32)[None, :] - (size - 1) / 2
-    rows, cols = (jnp.square(line - shift[:, axis, None]) for axis in (0, 1))
-    bump = jnp.exp(-(rows[:, :, None] + cols[:, None, :]) / (2.0 * jnp.square(sigma))[:, None, None])
-    return 1.0 - bump[..., None]
+    squared = (jnp.square(line - shift[:, axis, None]) for axis in (0, 1))
+    rows, cols = (jnp.exp(-s / (2.0 * jnp.square(sigma))[:, None]) for s in squared)  # 2 H exponentials, not H²
+    return 1.0 - (rows[:, :, None] * cols[:, None, :])[..., None]
 
 
 def smoothmix(
@@ -329,7 +329,7 @@ def resizemix(
     flat = jax.random.uniform(key_scale, (n,), minval=scope[0], maxval=scope[1])
     scale = flat if uniform else jnp.where((drawn >= scope[0]) & (drawn <= scope[1]), drawn, flat)
     mask, grid = resizemix_draw(scale, centers(key_place, n, (height, width)), (height, width), bilinear=bilinear)
-    grid = Grid(spread_rows(grid.rows, batch, per), spread_rows(grid.cols, batch, per))
+    grid = jax.tree.map(lambda v: spread_rows(v, batch, per), grid)
     return masked_plan(partners, mask, per)._replace(warp=(None, grid))
 
 

@@ -22,7 +22,7 @@ from mixcon.mixers.region import cutmix, gridmix, resizemix, smoothmix
 from mixcon.mixers.relabel import transmix_relabel
 from mixcon.mixers.saliency import fine_grained_saliency, normalise_saliency, spectral_residual_saliency
 from mixcon.mixers.salient import attentivemix, guidedmixup, saliencymix, snapmix
-from mixcon.mixers.token import maskmix, smmix, token_cutmix, tokenmix
+from mixcon.mixers.token import maskmix, mergemix, smmix, token_cutmix, tokenmix
 from mixcon.mixers.warp import Blocks, Transport
 
 
@@ -76,6 +76,7 @@ def _policies(x: Array, image: Array) -> dict[str, Callable[[Array, Array], Plan
         "token_cutmix": partial(token_cutmix, patch=size // grid),
         "tokenmix": partial(tokenmix, side=side, minimum=side),
         "transmix": lambda key, x: transmix_relabel(cutmix(key, x), attention),
+        "mergemix": partial(mergemix, attention=attention),
         "maskmix": partial(maskmix, cell=max(size // 4, 1)),
         "mixup_or_cutmix": mixup_or_cutmix,
     }

@@ -1,4 +1,4 @@
-"""Mixers on the patch grid of a vision transformer, and on token sequences."""
+"""Mixers on the patch grid of a vision transformer."""
 
 from typing import Literal
 
@@ -268,69 +268,55 @@ def smmix(key: Array, x: Array, *, attention: Array, ratio: tuple[float, float] 
     return smmix_plan(attention, jax.random.randint(key, (), low, high + 1), (height, width))
 
 
-def spanmix(
+def mergemix(
     key: Array,
     x: Array,
     *,
+    attention: Array,
     alpha: float | Array = 1.0,
-    mode: Literal["span", "token"] = "span",
     weight: float | Array | None = None,
-    per: Per = "example",
-    partner: How | Array = "permutation",
+    drawn_label: bool = False,
+    merged: float = 0.5,
+    per: Per = "batch",
+    partner: How | Array = "derangement",
 ) -> Plan:
-    """Mix token sequences by selection: a span (or random tokens) of the partner, `w` = share of own tokens.
-
-    Works on token ids [B, T] (selected, never averaged) and on embeddings [B, T, D].
+    """MergeMix: each example keeps the ⌊λP⌋ of its P tokens that are attended to most; the partner fills the rest.
 
     Args:
         key: PRNG key.
-        x: [B, T] or [B, T, D]; only the shape is read.
-        alpha: Beta parameter of λ₀; ⌊(1-λ₀) T⌋ tokens come from the partner.
-        mode: one "span", or single "token"s.
-        weight, per, partner: as in `cutmix`.
+        x: images [B, H, W, C]; only the shape is read.
+        attention: score of each token [B, P], or a token-token map [B, heads, P, P] of a vision transformer that merges
+            tokens, un-merged to P tokens on a square grid (heads are added and the first column read, as published).
+        alpha, weight, per, partner: as in `cutmix`.
+        drawn_label: the toolbox's other label: a normal draw around `merged` with deviation λ, scaled to [0, 1] over
+            the batch.
+        merged: share of the tokens that are left after merging (98 of 196), used by `drawn_label`.
     Returns:
-        Plan with a mask [B or 1, T, 1].
+        Plan with a binary mask per example. Its loss also takes a mixup of the same batch (`mixup(..., alpha=0.8)`).
     Raises:
-        InputError: x not a sequence; alpha ≤ 0; unknown mode.
+        InputError: attention of another batch or not on a square grid; as `cutmix`.
     Example:
-        >>> ids = jnp.array([[1, 1, 1, 1], [2, 2, 2, 2]])
-        >>> from mixcon.mixers.plan import mix
-        >>> int(mix(spanmix(jax.random.key(0), ids, weight=0.5, partner="reverse"), ids).sum())
-        12
+        >>> a = jnp.array([[4.0, 3, 2, 1], [1, 2, 3, 4]])
+        >>> mergemix(jax.random.key(0), jnp.zeros((2, 4, 4, 3)), attention=a, weight=0.5).mask[0, :, 0, 0].tolist()
+        [1.0, 1.0, 0.0, 0.0]
 
     Reference:
-        Yoon, Kim, Park, "SSMix: Saliency-Based Span Mixup for Text Classification", 2021 (without the saliency).
+        Li et al., "OpenMixup: Open Mixup Toolbox and Benchmark for Visual Representation Learning", 2022 (its mode
+        "mergemix", added in 2025).
     """
-    if x.ndim not in (2, 3):
-        raise InputError(f"x must be sequences [B, T] or [B, T, D]; got {list(x.shape)}.")
-    if mode not in ("span", "token"):
-        raise InputError(f"mode must be 'span' or 'token'; got {mode!r}.")
-    batch, length = x.shape[:2]
-    key_partner, key_weight, key_place = jax.random.split(key, 3)
-    own = own_weight(key_weight, batch, alpha, weight, per)
-    n = draws(batch, per)
-    count = jnp.floor((1.0 - own) * length).astype(jnp.int32)
-    if mode == "token":
-        taken = top_cells(jax.random.uniform(key_place, (n, length)), count)
-    else:
-        unit = jax.random.uniform(key_place, (n,))
-        start = jnp.floor(unit * (length - count + 1).astype(jnp.float32)).astype(jnp.int32)[:, None]
-        place = jnp.arange(length)[None, :]
-        taken = ((place >= start) & (place < start + count[:, None])).astype(jnp.float32)
-    return masked_plan(choose_partner(key_partner, batch, partner, per), 1.0 - taken[..., None], per)
-
-
-def union_mask(plan: Plan, mask: Array) -> Array:
-    """Attention mask of a text mixup: a position is read if either source has a token there, `m ∨ m[partner]`.
-
-    Args:
-        plan: a two-source plan.
-        mask: bool or 0/1 [B, T].
-    Returns:
-        mask in the same dtype.
-    Example:
-        >>> from mixcon.mixers.plan import Plan
-        >>> union_mask(Plan(jnp.array([1, 0]), jnp.ones(2)), jnp.array([[1, 0], [1, 1]])).tolist()
-        [[1, 1], [1, 1]]
-    """
-    return jnp.maximum(mask, mask[plan.partner])
+    batch, height, width = image_size(x)
+    if attention.ndim == 4:
+        attention = attention.sum(axis=1)[..., 0]
+    score = patch_attention(attention, batch)
+    key_partner, key_weight, key_label = jax.random.split(key, 3)
+    own = spread(own_weight(key_weight, batch, alpha, weight, per), batch, per)
+    tokens, side = score.shape[1], round(score.shape[1] ** 0.5)
+    kept = top_cells(score, jnp.floor(tokens * own).astype(jnp.int32)).reshape(batch, side, side)
+    plan = masked_plan(
+        choose_partner(key_partner, batch, partner, per), upsample_cells(kept, (height, width)), "example"
+    )
+    if not drawn_label:
+        return plan
+    drawn = merged + own * jax.random.normal(key_label, (batch,))
+    span = drawn.max() - drawn.min()
+    return plan._replace(weight=(drawn - drawn.min()) / jnp.where(span > 0, span, 1.0))

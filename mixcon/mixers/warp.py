@@ -13,11 +13,11 @@ from jax import Array
 class Grid(NamedTuple):
     """Separable resampling: the place (i, j) reads the source at (rows_i, cols_j).
 
-    rows: [B or 1, H]; cols: [B or 1, W]. Integer coordinates gather; float ones interpolate linearly.
+    rows: [B or 1, H]; cols: [B or 1, W], None for sequences. Integer coordinates gather, float ones interpolate.
     """
 
     rows: Array
-    cols: Array
+    cols: Array | None = None
 
 
 class Blocks(NamedTuple):
@@ -45,7 +45,7 @@ def move(how: Move | None, x: Array) -> Array:
 
     Args:
         how: the move, or None for no move.
-        x: [B, H, W, C] ([B, T, D] too for `Transport`).
+        x: [B, H, W, C]; [B, T, D] too for `Transport` and for a `Grid` of rows.
     Returns:
         The moved source, in the shape and dtype of x.
     Example:
@@ -56,7 +56,8 @@ def move(how: Move | None, x: Array) -> Array:
     if how is None:
         return x
     if isinstance(how, Grid):
-        return _resample(_resample(x, how.rows, 1), how.cols, 2)
+        x = _resample(x, how.rows, 1)
+        return x if how.cols is None else _resample(x, how.cols, 2)
     if isinstance(how, Blocks):
         return _move_blocks(x, how.source)
     wide = wide_dtype(x.dtype)
@@ -66,10 +67,10 @@ def move(how: Move | None, x: Array) -> Array:
 
 def _gather(x: Array, index: Array, axis: int) -> Array:
     if index.shape[0] == 1:
-        return jnp.take(x, index[0], axis=axis)
+        return jnp.take(x, index[0], axis=axis, mode="clip")
     shape = [index.shape[0]] + [1] * (x.ndim - 1)
     shape[axis] = index.shape[1]
-    return jnp.take_along_axis(x, index.reshape(shape), axis=axis)
+    return jnp.take_along_axis(x, index.reshape(shape), axis=axis, mode="clip")
 
 
 def _resample(x: Array, where: Array, axis: int) -> Array:

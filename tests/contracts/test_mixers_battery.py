@@ -118,6 +118,8 @@ CASES = [
     Case("mixpro", lambda key, x: m.mixpro_relabel(m.maskmix(key, x, cell=4), patches(x, 4),
                                                    x.reshape(B, -1)[:, :CLASSES], LABELS)),
     Case("smmix", lambda key, x: m.smmix(key, x, attention=patches(x, 8)), region=True),
+    Case("mergemix", lambda key, x: m.mergemix(key, x, attention=patches(x, 8)), region=True),
+    Case("mergemix drawn", lambda key, x: m.mergemix(key, x, attention=patches(x, 8), drawn_label=True)),
     Case("sumix", sumix),
     Case("mixup_or_cutmix", m.mixup_or_cutmix, region=True),
     Case("mixup_or_cutmix per example", partial(m.mixup_or_cutmix, per="example", prob=0.7), region=True),
@@ -289,14 +291,20 @@ def test_a_hidden_callback_would_be_found():
 def test_text_and_self_mixes_keep_the_promises_too():
     """spanmix mixes token ids, augmix returns images: the two that do not fit the list above."""
     ids = jax.random.randint(KEY, (B, 12), 0, 100)
-    apply = jax.jit(lambda key, ids: m.mix(m.spanmix(key, ids), ids))
-    np.testing.assert_array_equal(apply(KEY, ids), m.mix(m.spanmix(KEY, ids), ids))
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    sharded = jax.device_put(ids, NamedSharding(mesh, PartitionSpec("data")))
-    np.testing.assert_array_equal(apply(KEY, sharded), apply(KEY, ids))
-    assert apply(KEY, ids).dtype == ids.dtype
-    plan = m.spanmix(KEY, ids)
-    np.testing.assert_allclose(plan.weight, plan.mask.mean(axis=(1, 2)), rtol=1e-6)
+    seen = jax.random.uniform(KEY, ids.shape)
+    policies = {"spanmix": m.spanmix, "ssmix": partial(m.ssmix, saliency=seen, share=0.3)}
+    assert set(policies) == set(m.TEXT)
+    for policy in policies.values():
+        apply = jax.jit(lambda key, ids, policy=policy: m.mix(policy(key, ids), ids))
+        np.testing.assert_array_equal(apply(KEY, ids), m.mix(policy(KEY, ids), ids))
+        sharded = jax.device_put(ids, NamedSharding(mesh, PartitionSpec("data")))
+        np.testing.assert_array_equal(apply(KEY, sharded), apply(KEY, ids))
+        assert apply(KEY, ids).dtype == ids.dtype
+        plan = policy(KEY, ids)
+        np.testing.assert_allclose(plan.weight, plan.mask.mean(axis=(1, 2)), rtol=1e-6)
+        np.testing.assert_array_equal(m.mix(m.gate(plan, jnp.bool_(False)), ids), ids)
+        assert not host_calls(lambda key, x, policy=policy: m.mix(policy(key, ids), ids))
     assert not host_calls(m.augmix)
     augment = jax.jit(m.augmix, compiler_options=QUICK)
     np.testing.assert_array_equal(augment(KEY, images()), augment(KEY, images()))

@@ -40,6 +40,8 @@ BAD = {
     "grid does not divide": (partial(m.tokenmix, KEY, X, side=14), "side"),
     "blocks do not divide": (partial(m.puzzlemix, KEY, jnp.zeros((4, 12, 12, 3)), saliency=jnp.ones((4, 12, 12))),
     "block"),
+    "blocks without whole patches": (partial(m.puzzlemix, KEY, jnp.zeros((4, 224, 224, 3)),
+                                             saliency=jnp.ones((4, 224, 224)), block_nums=(16,)), "block_nums"),
     "block count": (partial(m.puzzlemix, KEY, X, saliency=jnp.ones((4, 16, 16)), block_nums=(3,)), "block_nums"),
     "saliency shape": (partial(m.saliencymix, KEY, X, saliency=jnp.ones((4, 8, 8))), "saliency"),
     "attention with a class token": (partial(m.transmix_relabel, REGION, jnp.ones((4, 17))), "attention"),
@@ -53,6 +55,7 @@ BAD = {
     "mask on tokens": (partial(m.mix, REGION, jnp.zeros((4, 256, 3))), "mixers.at"),
     "grid of at": (partial(m.at, REGION, (5, 5)), "divide"),
     "plan for another batch": (partial(m.mix, PLAN, ODD), "plan for 4"),
+    "partner outside the batch": (partial(m.mix, m.make_plan(jnp.array([1, 4, 3, 2]), 0.5), X), "partner"),
     "integers without a mask": (partial(m.mix, PLAN, jnp.zeros((4, 7), jnp.int32)), "mask"),
     "pairs of another batch": (partial(m.mix_pairs, PLAN, jnp.eye(3)), "pairs"),
     "side of pairs": (partial(m.mix_pairs, PLAN, jnp.eye(4), "left"), "side"),
@@ -80,6 +83,11 @@ BAD = {
     "float image for the detector": (partial(m.fine_grained_saliency, X), "uint8"),
     "augmix operation": (partial(m.augmix, KEY, X, ops=("blur",)), "blur"),
     "span of a picture": (partial(m.spanmix, KEY, X), "sequences"),
+    "ssmix saliency": (partial(m.ssmix, KEY, jnp.zeros((4, 7), jnp.int32), saliency=MAPS), "saliency"),
+    "ssmix share": (partial(m.ssmix, KEY, MAPS, saliency=MAPS, share=0.0), "share"),
+    "mergemix attention": (partial(m.mergemix, KEY, X, attention=jnp.ones((4, 17))), "attention"),
+    "smmix_loss without a mask": (partial(m.smmix_loss, PLAN, LOGITS, jnp.zeros((4, 16, 5)), LOGITS, jnp.arange(4)),
+    "mask"),
     "slerp weight": (partial(m.slerp, MAPS, MAPS, 1.1), "weight"),
 }  # fmt: skip
 
