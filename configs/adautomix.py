@@ -250,9 +250,13 @@ def get_study() -> Study:
         ),
         found="",
     )
+    measured = "experiments.adautomix_properties.directions"
     directions = Table(
         "What the generator does to the teacher (fixed) in 300 steps alone, and what masks become",
-        {"AdAutoMix": Arm("small", measure="experiments.adautomix_properties.directions")},
+        {
+            "AdAutoMix": Arm("small", measure=measured),
+            "AdAutoMix, told λ": Arm("small", ("methods.adautomix.generator.weight_channel=True",), measure=measured),
+        },
         {
             "untrained: MCE above linear mixes": "untrained",
             "after playing against": "against",
@@ -262,7 +266,7 @@ def get_study() -> Study:
             "largest |sum of masks - 1|": "sum_error",
             "teacher above student (%)": "teacher_gain",
         },
-        seeds=8,
+        seeds=5,
         scale={"teacher above student (%)": 100.0},
         claim=(
             "The generator makes mixes that are harder for the teacher than linear ones when it plays against it, and "
