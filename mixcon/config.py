@@ -7,7 +7,6 @@ a function and whose other entries are its keyword arguments; `call` imports, ch
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -24,16 +23,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mixcon.errors import InputError
+from mixcon.errors import InputError, nearest
 
 CODE = pathlib.Path(__file__).resolve().parent.parent  # of a source tree; holds configs/ and experiments/
-
-
-def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Sentence that offers the valid names closest to a misspelt one."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"valid names: {', '.join(valid) or 'none'}."
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import urllib.error
@@ -13,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from mixcon.errors import InputError
+from mixcon.errors import InputError, close_names, nearest
 
 RAW = "https://raw.githubusercontent.com"
 _CHUNK = 1 << 20
@@ -151,9 +150,7 @@ def dataset(name: str) -> Dataset:
     """
     known = {entry.name: entry for entry in CATALOG}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        offer = f"Did you mean {' or '.join(near)}?" if near else "`mixcon data list` shows the known ones."
-        raise InputError(f"there is no dataset named {name!r}. {offer}")
+        raise InputError(f"there is no dataset named {name!r}; {nearest(name, known)} `mixcon data list` says more.")
     return known[name]
 
 
@@ -184,7 +181,7 @@ def locate(name: str) -> Path:
     looked = " and ".join(str(place) for place in places)
     entry = next((entry for entry in CATALOG if entry.name == name), None)
     if entry is None or not entry.origin:
-        near = difflib.get_close_matches(name, [entry.name for entry in CATALOG if entry.origin], n=1)
+        near = close_names(name, [entry.name for entry in CATALOG if entry.origin])
         hint = f" Did you mean {near[0]}?" if near else ""
         get = f"Put its files into {places[0]}, or set MIXCON_DATA to the folder that holds {name}/.{hint}"
     elif entry.sources:

@@ -1,11 +1,10 @@
 """Models described by plain names and numbers, as a config does."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mixcon.errors import InputError
+from mixcon.errors import InputError, nearest
 from mixcon.models.classifier import classifier
 from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
@@ -63,7 +62,7 @@ def _build(spec: Mapping[str, Any], where: str, inherited: Mapping[str, Any]) ->
     options = dict(spec)
     name = options.pop("name", None)
     if name not in MODELS:
-        raise InputError(f"{where}.name={name!r} is no model.{_nearest(str(name), MODELS)}")
+        raise InputError(f"{where}.name={name!r} is no model; {nearest(str(name), MODELS)}")
     accepted = inspect.signature(MODELS[name]).parameters
     handed_down = {key: value for key, value in {**inherited, **options}.items() if key in INHERITED}
     options = {key: value for key, value in handed_down.items() if key in accepted} | options
@@ -74,7 +73,7 @@ def _build(spec: Mapping[str, Any], where: str, inherited: Mapping[str, Any]) ->
             options[key] = _build(value, f"{where}.{key}", handed_down)
     unknown = [key for key in options if key not in accepted and not (has_parts and key in INHERITED)]
     if unknown:
-        raise InputError(f"{where}.{unknown[0]} is no argument of {name}.{_nearest(unknown[0], accepted)}")
+        raise InputError(f"{where}.{unknown[0]} is no argument of {name}; {nearest(unknown[0], accepted)}")
     missing = [key for key, p in accepted.items() if p.default is p.empty and key not in options]
     if missing:
         raise InputError(f"{where} ({name}) needs {', '.join(missing)}.")
@@ -83,8 +82,3 @@ def _build(spec: Mapping[str, Any], where: str, inherited: Mapping[str, Any]) ->
 
 def _is_mapping(value: Any) -> bool:
     return hasattr(value, "keys") and hasattr(value, "__getitem__")  # ConfigDict is no registered Mapping
-
-
-def _nearest(word: str, valid: Any) -> str:
-    near = difflib.get_close_matches(word, list(valid), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Valid: {', '.join(valid)}."

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,15 @@ FREE_KEYS = ("mesh", "log_every", "eval_every", "checkpoint")
 LEAST = {"steps": 1, "log_every": 1, "eval_every": -1, "checkpoint.every": 1, "checkpoint.keep": 1}
 
 
+class CutOff(Exception):
+    """An evaluation was asked to stop before all evaluators had run."""
+
+
+def never(step: int) -> bool:
+    """Asked whether to stop, no."""
+    return False
+
+
 class Pending(NamedTuple):
     """A step that has been dispatched and not yet looked at."""
 
@@ -42,7 +51,13 @@ class Pending(NamedTuple):
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """The experiment that a config names; it may keep files of its own, such as a tokenizer, in the workdir."""
     configs.make_importable()
-    return configs.resolve(f"{config.experiment}.build")(config, workdir)
+    make = configs.resolve(f"{config.experiment}.build")
+    if make is build:
+        raise InputError(
+            f"experiment={config.experiment!r} is the loop, not an experiment; name a module with a function "
+            "build(config, workdir), such as experiments.clip"
+        )
+    return make(config, workdir)
 
 
 def train(
@@ -155,17 +170,18 @@ class Run:
         """From step `start` to the last one, or to a signal."""
         config, total = self.config, self.config.steps
         if start and self.due_eval(start) and not self.logbook.evaluated(start):
-            self.evaluate(state, start)  # the session before was stopped between this checkpoint and its evaluation
+            self.evaluate(state, start, never)  # the session before was stopped before or in its evaluation
         if start >= total:
             self.logbook.say(f"nothing to do: the checkpoint is already at step {start} of {total}")
             return state
         if self.experiment.patience and int(jax.device_get(state.patience.stale)) >= self.experiment.patience:
             if not self.logbook.evaluated(start) and config.eval_every >= 0:
-                self.evaluate(state, start)
+                self.evaluate(state, start, never)
             self.logbook.say(f"nothing to do: the loss had stopped improving at step {start}")
             return state
         step, batch = self.compile(state)
         self.last_log = (start, time.perf_counter())
+        alone = jax.process_count() == 1  # several agree on a step, and cannot in the middle of one
         with stop_signals() as stop:
             for number in range(start + 1, total + 1):
                 if number > start + 1:
@@ -187,8 +203,11 @@ class Run:
                 if stopping:
                     self.logbook.say(f"stopping at step {number} as asked by a signal; start the same command to go on")
                     break
-                if due_eval:
-                    self.evaluate(state, number)
+                if due_eval and not self.evaluate(state, number, stop if alone else never):
+                    if not due_save:
+                        self.save(state)  # the next start makes up for the evaluation, which belongs to this step
+                    self.logbook.say(f"stopping in the evaluation of step {number} as asked by a signal")
+                    break
         return state
 
     def end(self, state: TrainState) -> None:
@@ -198,7 +217,7 @@ class Run:
             self.checkpoints.save(state, {"next_index": self.ended_at}, self.record)
         self.logbook.say(f"step {self.ended_at}: no lower loss for {self.experiment.patience} steps; the run ends here")
         if self.config.eval_every >= 0:
-            self.evaluate(state, self.ended_at)
+            self.evaluate(state, self.ended_at, never)
 
     def due_eval(self, number: int) -> bool:
         """Whether the evaluators run after this step."""
@@ -279,21 +298,36 @@ class Run:
         with self.goodput.measure("checkpoint"):
             self.checkpoints.save(state, self.iterator.get_state(), self.record)
 
-    def evaluate(self, state: TrainState, number: int) -> None:
-        """Every evaluator: scalars to the log, arrays to files for the report."""
+    def evaluate(self, state: TrainState, number: int, interrupted: Callable[[int], bool]) -> bool:
+        """Every evaluator: scalars to the log, arrays to files for the report. False if it was cut off."""
         with self.goodput.measure("eval"):
-            values = run_evals(self.experiment, state, self.workdir, number)
+            try:
+                values = run_evals(self.experiment, state, self.workdir, number, interrupted)
+            except CutOff:
+                return False
             self.logbook.write(number, values)
         shown = {k: v for k, v in values.items() if k.endswith("R@10")}
         if shown:
             self.logbook.say(f"step {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
         self.last_log = (number, time.perf_counter())
+        return True
 
 
-def run_evals(experiment: Experiment, state: TrainState, workdir: pathlib.Path, step: int) -> dict[str, float]:
-    """Scalars of all evaluators by `eval/<evaluator>/<name>`; their artifacts go to the workdir."""
+def run_evals(
+    experiment: Experiment,
+    state: TrainState,
+    workdir: pathlib.Path,
+    step: int,
+    interrupted: Callable[[int], bool] = never,
+) -> dict[str, float]:
+    """Scalars of all evaluators by `eval/<evaluator>/<name>`; their artifacts go to the workdir.
+
+    `interrupted` is asked before each evaluator; once it says so, no further one is started (`CutOff`).
+    """
     scalars: dict[str, float] = {}
     for name, evaluator in experiment.evals.items():
+        if interrupted(step):
+            raise CutOff
         for key, value in evaluator(state):
             if isinstance(value, Mapping):
                 if jax.process_index() == 0:

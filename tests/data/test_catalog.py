@@ -130,7 +130,7 @@ def test_what_cannot_be_fetched_is_said_in_words():
         fetch("emoji")
     with pytest.raises(InputError, match=r"repacked.*CIFAR-10-images"):
         fetch("cifar10_jpeg")
-    with pytest.raises(InputError, match="Did you mean multi30k"):
+    with pytest.raises(InputError, match="did you mean multi30k"):
         fetch("multi30")
     with pytest.raises(InputError, match="no checksums"):
         verify("digits")

@@ -178,10 +178,10 @@ def test_a_config_dict_describes_a_model_and_hands_its_dtype_down():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "dual_encodr"}, "model.name='dual_encodr' is no model. Did you mean 'dual_encoder'"),
-        ({"image": {"name": "vitt"}}, "model.image.name='vitt' is no model. Did you mean 'vit'"),
-        ({"image": {"name": "vit", "pach": 4}}, "model.image.pach is no argument of vit. Did you mean 'patch'"),
-        ({"embed_dims": 3}, "model.embed_dims is no argument of dual_encoder. Did you mean 'embed_dim'"),
+        ({"name": "dual_encodr"}, "model.name='dual_encodr' is no model; did you mean dual_encoder"),
+        ({"image": {"name": "vitt"}}, "model.image.name='vitt' is no model; did you mean vit"),
+        ({"image": {"name": "vit", "pach": 4}}, "model.image.pach is no argument of vit; did you mean patch"),
+        ({"embed_dims": 3}, "model.embed_dims is no argument of dual_encoder; did you mean embed_dim"),
         ({"text": {"name": "text_transformer", "width": 8}}, "model.text .text_transformer. needs vocab_size"),
         ({"image_projection": "none"}, "embed_dim=12 features, not 16"),
         ({"text_projection": "conv"}, "text_projection='conv' is unknown"),

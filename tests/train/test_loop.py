@@ -130,6 +130,36 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_at_the_next_start(tmp_pat
     assert not goodput.exists(), "a session without a step does not stand for the run"
 
 
+def test_a_signal_in_the_middle_of_an_evaluation_is_answered_before_the_next_evaluator(tmp_path, monkeypatch):
+    started, build = [], loop.build
+
+    def evaluator(name):
+        def evaluate(state):
+            started.append(name)
+            if len(started) == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield "x", 0.5
+
+        return evaluate
+
+    def with_two(config, workdir):
+        return build(config, workdir)._replace(evals={name: evaluator(name) for name in ("first", "second")})
+
+    monkeypatch.setattr(loop, "build", with_two)
+    overrides = ("--config.steps=4", "--config.eval_every=2", "--config.checkpoint.every=4")
+    train(tmp_path, *overrides)
+    assert started == ["first"]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2], "stopped at the step of the evaluation, nothing logged"
+    train(tmp_path, *overrides)
+    assert started == ["first", *["first", "second"] * 2], "the evaluation of step 2 is made up for"
+    assert [line["step"] for line in lines(tmp_path) if "eval/second/x" in line] == [2, 4]
+
+
+def test_the_loop_is_no_experiment(tmp_path):
+    with pytest.raises(InputError, match="is the loop, not an experiment"):
+        train(tmp_path, "--config.experiment=mixcon.train.loop")
+
+
 def loop_state(run):
     """Parameters of a run's newest checkpoint, on the host."""
     import orbax.checkpoint as ocp
