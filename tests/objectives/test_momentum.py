@@ -189,6 +189,16 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
+def test_bfloat16_features_are_ranked_and_summed_in_float32():
+    q, k, queue = unit(8, 5), unit(8, 5, seed=2), unit(32, 5, seed=1)
+    draws = draws_for(8, MIXING)
+    low = [x.astype(jnp.bfloat16) for x in (q, k, queue)]
+    got = compiled(*low, temperature=0.2, num_hard=6, draws=draws)
+    rounded = [x.astype(jnp.float32) for x in low]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, compiled(*rounded, temperature=0.2, num_hard=6, draws=draws), rtol=1e-3)
+
+
 # --- own images, classes, warm-up ------------------------------------------------------------------------------------
 
 
