@@ -22,10 +22,14 @@ def get_config(arg: str = "rosmap") -> ml_collections.ConfigDict:
         return tables("brca", examples=612, features=(1_000, 1_000, 503), classes=5, width=768, peak=5e-3)
     if arg == "n24news":
         texts = dict(name="mixcon.data.multimodal.n24news", text="headline")  # or caption, abstract, body
-        return image_text(texts, examples=48_000, epochs=25, classes=24, text_rate=2e-5, text_head_rate=5e-5)
+        return image_text(
+            texts, examples=48_000, epochs=25, classes=24, text_rate=2e-5, text_head_rate=5e-5, patience=1
+        )
     if arg == "food101":
         texts = dict(name="mixcon.data.multimodal.food101")
-        return image_text(texts, examples=62_972, epochs=50, classes=101, text_rate=5e-5, text_head_rate=1e-4)
+        return image_text(
+            texts, examples=62_972, epochs=50, classes=101, text_rate=5e-5, text_head_rate=1e-4, patience=2
+        )
     raise ValueError(f"configs/m3col.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
 
 
@@ -92,7 +96,7 @@ def tables(
 
 
 def image_text(
-    source: dict, *, examples: int, epochs: int, classes: int, text_rate: float, text_head_rate: float
+    source: dict, *, examples: int, epochs: int, classes: int, text_rate: float, text_head_rate: float, patience: int
 ) -> ml_collections.ConfigDict:
     """Images and texts through ViT-B/16 and a BERT-sized tower; 128 pairs an update, contrasted in four parts."""
     config = base()
@@ -120,6 +124,7 @@ def image_text(
     )
     config.heads = dict(num_classes=classes, hidden=256, head_depth=3)
     config.schedule = dict(peak=1e-4, decay="constant")  # of the fusion and image heads
+    config.plateau = dict(metric="accuracy", factor=0.2, patience=patience, every=examples // 128)  # of training
     rates = {"text": text_rate / 1e-4, "image": 0.5}
     config.optimizer = dict(
         name="adam",

@@ -74,7 +74,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             usual = dict.fromkeys(config.input_mixup, plan)
             reps |= {"other": batch["label"][plan.partner], "share": plan.weight}
         clean = embeddings(usual, keys[1])
-        if train and ordered:
+        if train and ordered and contrast.form != "soft_clip":
             draw = functools.partial(mixers.mixco, x=batch["label"], alpha=contrast.alpha, select=contrast.select)
             drawn = jax.vmap(draw)(jax.random.split(keys[2], len(contrasted)))  # all at once: a third to compile
             reps["plans"] = {name: mixers.Plan(drawn.partner[m], drawn.weight[m]) for m, name in enumerate(contrasted)}
@@ -90,8 +90,11 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         metrics = {"classification": loss, "accuracy": (reps["logits"]["fusion"].argmax(-1) == labels).mean()}
         if ordered:
             how = {"ordered": ordered, "contrast": contrast}
-            forms = functools.partial(mixing, **how), functools.partial(settled, **how)
-            metrics["contrast"] = jax.lax.cond(step < switch, *forms, reps)
+            forms = {"m3co": functools.partial(mixing, **how), "soft_clip": functools.partial(settled, **how)}
+            if contrast.form in forms:
+                metrics["contrast"] = forms[contrast.form](reps)
+            else:
+                metrics["contrast"] = jax.lax.cond(step < switch, *forms.values(), reps)
             loss += contrast.weight * metrics["contrast"]
         return loss, metrics, state
 
@@ -168,9 +171,7 @@ def check(config: ml_collections.ConfigDict, source: data.Source) -> None:
 
 
 def switch_step(config: ml_collections.ConfigDict, examples: int) -> int:
-    """First step of soft CLIP: that of epoch floor(switch · epochs)."""
-    if config.contrast.form != "m3co_then_soft_clip":
-        return config.steps if config.contrast.form == "m3co" else 0
+    """First step of soft CLIP when it follows M3Co: that of epoch floor(switch · epochs)."""
     per_epoch = max(examples // config.batch_size, 1)
     return int(config.contrast.switch * (config.steps // per_epoch)) * per_epoch
 

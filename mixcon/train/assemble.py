@@ -37,7 +37,7 @@ def assemble(
     Args:
       config: with the keys of every experiment: batch_size, steps, seed, ema, nonfinite, `gradient`, `schedule`,
         `optimizer`, and `data` with max_bad_share, threads, prefetch. `patience`, if there: the run ends after so many
-        steps without a lower training loss.
+        steps without a lower training loss. `plateau`, if there: arguments of `optim.on_plateau`.
       init: key -> params, extra, objective state.
       task: what a step optimises.
       source: records to train on.
@@ -57,7 +57,9 @@ def assemble(
     arguments = configs.plain(config.optimizer)
     arguments["overrides"] = optim.own_schedules(arguments.get("overrides", ()), config.steps)
     optimizer = optim.optimizer(learning_rate=rate, **arguments)
-    patience = config.get("patience", 0)
+    patience, monitor = config.get("patience", 0), None
+    if plateau := configs.plain(config.get("plateau", {})):
+        optimizer, monitor = optim.on_plateau(optimizer, **plateau)
     step = make_step(
         around(configs.call(config.gradient, task)),
         optimizer,
@@ -66,6 +68,7 @@ def assemble(
         ema_decay=config.ema or None,
         nonfinite=config.nonfinite,
         patience=patience,
+        monitor=monitor,
     )
     return Experiment(
         init=init,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,6 +181,52 @@ def adam(
     """
     moments = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
     return optax.chain(optax.add_decayed_weights(weight_decay), moments) if weight_decay else moments
+
+
+def on_plateau(
+    optimizer: optax.GradientTransformation,
+    *,
+    metric: str,
+    factor: float,
+    patience: int,
+    every: int,
+    threshold: float = 1e-4,
+) -> tuple[optax.GradientTransformation, Callable[[Any], jax.Array]]:
+    """Multiplies updates by `factor` each time a metric of training has stopped rising.
+
+    The metric's mean over each `every` steps is compared with the best so far; after more than `patience` means in a
+    row that are not above it by `threshold`, the factor applies once more and the count starts anew.
+
+    Args:
+      optimizer: what makes the updates.
+      metric: name that the task's objective reports, "accuracy".
+      factor: in (0, 1). patience: spans without a better one that are borne. every: steps in a span, such as an epoch.
+      threshold: what counts as better.
+
+    Returns:
+      The transformation, and the `monitor` that `make_step` hands it the metric by.
+
+    Raises:
+      InputError: numbers out of range; at the first step, a metric that is not reported.
+
+    Example:
+      >>> tx, monitor = on_plateau(adam(1e-4), metric="accuracy", factor=0.2, patience=1, every=375)
+    """
+    if not 0 < factor < 1 or patience < 0 or every < 1 or threshold <= 0:
+        raise InputError(
+            f"plateau: want factor in (0, 1), patience >= 0, every >= 1 and threshold > 0; got factor={factor}, "
+            f"patience={patience}, every={every}, threshold={threshold}"
+        )
+    rule = optax.contrib.reduce_on_plateau(
+        factor=factor, patience=patience + 1, rtol=0.0, atol=threshold, accumulation_size=every
+    )
+
+    def monitor(outcome: Any) -> jax.Array:
+        if metric not in outcome.metrics:
+            raise InputError(f"plateau: {metric!r} is not reported; {configs.nearest(metric, outcome.metrics)}")
+        return -outcome.metrics[metric]
+
+    return optax.chain(optimizer, rule), monitor
 
 
 def own_schedules(overrides: Sequence[tuple[str, Mapping[str, Any]]], steps: int) -> tuple[tuple[str, dict], ...]:

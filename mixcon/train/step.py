@@ -11,7 +11,7 @@ import optax
 
 from mixcon.config import nearest
 from mixcon.errors import InputError
-from mixcon.train.gradients import Gradient
+from mixcon.train.gradients import Gradient, Outcome
 from mixcon.train.state import Batch, Health, Metrics, Patience, PyTree, TrainState
 
 NONFINITE = ("stop", "skip")
@@ -27,6 +27,7 @@ def make_step(
     ema_decay: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
     patience: int = 0,
+    monitor: Callable[[Outcome], jax.Array] | None = None,
 ) -> Step:
     """One update: gradient, optimiser, constraint, average, guard.
 
@@ -40,6 +41,7 @@ def make_step(
         step, so that what the loop saves when it notices is the state from before it.
       patience: the state is frozen likewise, whole, after that many steps without a lower loss (which the loop reads
         from the metric "stale"), so that it does not matter how far the loop has run ahead. 0 waits for nothing.
+      monitor: what the optimiser is told of each step as `value` (see `optim.on_plateau`); None tells it nothing.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure, to be jitted with the state donated.
@@ -54,9 +56,12 @@ def make_step(
     if patience < 0:
         raise InputError(f"patience={patience} must not be negative; 0 runs to the last step")
 
+    told_optimizer = optax.with_extra_args_support(optimizer)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, outcome = gradient(state, batch, seed=seed)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        told = {} if monitor is None else {"value": monitor(outcome)}
+        updates, opt_state = told_optimizer.update(grads, state.opt_state, state.params, **told)
         params = constrain(optax.apply_updates(state.params, updates))
         ema = state.ema if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
         grad_norm = optax.global_norm(grads)

@@ -71,7 +71,8 @@ CASES = {
         "encoders.text={'name': 'text_transformer', 'width': 32, 'depth': 1, 'context_length': 12, 'causal': False, "
         "'pool': 'cls'}",
         "heads.num_classes=10",
-        "contrast.switch=0.5",
+        "plateau.every=2",
+        "contrast.form=soft_clip",
     ),
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),

@@ -164,10 +164,6 @@ def test_the_switch_is_at_an_epoch():
     assert m3col.switch_step(config, 245) == 165  # floor(0.33 · 500), one step an epoch
     news = configs.load("configs/m3col.py:n24news")
     assert m3col.switch_step(news, 48_000) == 8 * 375
-    for form, step in (("m3co", 500), ("soft_clip", 0)):
-        assert (
-            m3col.switch_step(configs.load("configs/m3col.py:rosmap", [f"--config.contrast.form={form}"]), 245) == step
-        )
 
 
 @pytest.mark.parametrize(

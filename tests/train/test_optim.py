@@ -9,7 +9,10 @@ import optax
 import pytest
 
 from mixcon.errors import InputError
-from mixcon.train.optim import momentum_schedule, optimizer, own_schedules, schedule
+from mixcon.train.gradients import Outcome
+from mixcon.train.optim import momentum_schedule, on_plateau, optimizer, own_schedules, schedule
+from mixcon.train.state import Health, TrainState
+from mixcon.train.step import make_step
 
 PARAMS = {"image": {"proj": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}, "logit_scale": {"log": jnp.ones(())}}
 GRADS = jax.tree.map(lambda p: jnp.full_like(p, 0.5), PARAMS)
@@ -74,6 +77,34 @@ def test_decay_of_adam_goes_through_the_moments():
         m, v = 0.9 * m + 0.1 * whole, 0.999 * v + 0.001 * whole**2
         theta -= 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)) ** 0.5 + 1e-8)
         np.testing.assert_allclose(params["w"], theta, rtol=1e-5)
+
+
+def test_the_rate_falls_when_a_metric_has_stopped_rising():
+    """Means over two steps: .2, .4, then two that are no better fall short of more than one; the third such would."""
+    tx, monitor = on_plateau(optax.sgd(1.0), metric="accuracy", factor=0.1, patience=1, every=2)
+    step = make_step(scripted, tx, seed=0, monitor=monitor)
+    w, state = jnp.zeros(()), None
+    state = TrainState(jnp.int32(0), {"w": w}, {}, tx.init({"w": w}), {}, (), Health(jnp.int32(0), jnp.int32(-1)), ())
+    heights, run = [], jax.jit(step)
+    for accuracy in (0.1, 0.3, 0.5, 0.3, 0.4, 0.4, 0.1, 0.1, 0.9, 0.9, 0.9):
+        before = state.params["w"]
+        state, _ = run(state, {"accuracy": jnp.float32(accuracy)})
+        heights.append(float(before - state.params["w"]))
+    np.testing.assert_allclose(heights, [1.0] * 7 + [0.1] * 4, rtol=1e-6)
+
+
+def scripted(state, batch, *, seed):
+    """A gradient of one, and the accuracy that the batch says."""
+    zero = jnp.zeros((), jnp.float32)
+    return {"w": zero + 1}, Outcome(zero, {"accuracy": batch["accuracy"]}, {}, {})
+
+
+def test_a_plateau_of_nothing_is_refused():
+    with pytest.raises(InputError, match=r"factor in \(0, 1\)"):
+        on_plateau(optax.sgd(1.0), metric="accuracy", factor=2.0, patience=1, every=1)
+    _, monitor = on_plateau(optax.sgd(1.0), metric="acuracy", factor=0.5, patience=1, every=1)
+    with pytest.raises(InputError, match="did you mean accuracy"):
+        monitor(Outcome(0.0, {"accuracy": 1.0}, {}, {}))
 
 
 def test_a_player_may_follow_a_schedule_of_its_own():
