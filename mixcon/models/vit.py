@@ -201,7 +201,10 @@ class ViT(nnx.Module):
     def _encode(self, images: Array, *, train: bool, key: Array | None, hook: Hook = unchanged) -> Array:
         c, dtype = self.config, self.block_config.dtype
         if images.shape[1:] != (*c.image_size, c.channels):
-            raise InputError(f"images must be [batch, *{c.image_size}, {c.channels}], got {images.shape}.")
+            raise InputError(
+                f"images must be [batch, *{c.image_size}, {c.channels}], got {images.shape}: its image_size and "
+                "the size of the data (data.train.size, or that of a crop) must agree."
+            )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalised floats, got {images.dtype}; augment or normalise them first.")
         drop_key, block_key = split_key(key, 2)

@@ -143,7 +143,7 @@ def test_bad_arguments_are_refused(options, message):
 
 def test_bad_images_are_refused(made):
     run, params = made()
-    with pytest.raises(InputError, match=r"got \(3, 12, 8, 3\)"):
+    with pytest.raises(InputError, match=r"got \(3, 12, 8, 3\): its image_size and the size of the data"):
         run(params, IMAGES.swapaxes(1, 2))
     with pytest.raises(InputError, match="uint8"):
         run(params, IMAGES.astype(np.uint8))
