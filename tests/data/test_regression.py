@@ -149,3 +149,12 @@ def test_what_is_no_such_table_is_refused():
         regression.split_rows(np.ones((3, 1)), np.ones(3), (2, 1, 1), seed=0)
     with pytest.raises(InputError, match="empty: 0"):
         regression.split_groups(np.zeros((10, 2)), np.zeros(10), np.repeat([3, 1, 2, 4], [1, 7, 1, 1]), seed=0)
+
+
+def test_a_seed_names_the_split_of_the_published_code():
+    """The first labels of the file in the order of NumPy's first generator, seed 0: 1503 rows, 1003 of them to train."""
+    labels = np.array([float(line.split("\t")[5]) for line in lines_of("airfoil_self_noise.dat")[1:]])
+    order = np.random.RandomState(0).permutation(1503)
+    sets = regression.airfoil(seed=0)
+    assert_allclose(sets.train.columns["y"][:, 0], labels[order[:1003]], rtol=1e-6)
+    assert_allclose(sets.test.columns["y"][:, 0], labels[order[1303:]], rtol=1e-6)
