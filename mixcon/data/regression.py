@@ -169,9 +169,7 @@ def windows(series: np.ndarray, *, window: int, horizon: int, train: float, vali
     scaled = (series / np.where(largest > 0, largest, 1)).astype(np.float32)
     views = np.lib.stride_tricks.sliding_window_view(scaled, window, axis=0).swapaxes(1, 2)  # [n-P+1, P, m]
     first = window + horizon - 1  # the target of views[0]
-    return Splits(
-        *(Arrays({"x": views[a - first : b - first], "y": scaled[a:b]}) for a, b in itertools.pairwise(cuts))
-    )
+    return Splits(*(Arrays({"x": views[a - first : b - first], "y": scaled[a:b]}) for a, b in itertools.pairwise(cuts)))
 
 
 def split_rows(x: np.ndarray, y: np.ndarray, sizes: tuple[int, int, int], *, seed: int | None) -> Splits:

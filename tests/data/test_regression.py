@@ -152,7 +152,7 @@ def test_what_is_no_such_table_is_refused():
 
 
 def test_a_seed_names_the_split_of_the_published_code():
-    """The first labels of the file in the order of NumPy's first generator, seed 0: 1503 rows, 1003 of them to train."""
+    """Rows in the order of NumPy's first generator: the first 1003 to train, the last 200 to test."""
     labels = np.array([float(line.split("\t")[5]) for line in lines_of("airfoil_self_noise.dat")[1:]])
     order = np.random.RandomState(0).permutation(1503)
     sets = regression.airfoil(seed=0)
