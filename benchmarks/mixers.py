@@ -42,6 +42,7 @@ from mixcon.mixers.graphcut import convex_label_mincut
 from mixcon.mixers.puzzle import puzzle_costs
 
 RESULTS = Path(__file__).parent / "results"
+NETWORKS = ["ViT-Ti/16", "ResNet-18"]
 PARTS = ["throughput", "steps", "forwards", "solvers"]
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
@@ -278,6 +279,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="batch 64 only, three turns")
     parser.add_argument("--turns", type=int, default=9, help="of the calls; steps are timed half as often")
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256], help="of the calls")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--step-batch", type=int, default=8, help="of a training step")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -292,10 +295,10 @@ def main() -> None:
     path = options.out / f"{name}.json"
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     report |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "machine": platform.machine()}
-    batches, networks = (64,) if options.quick else (64, 256), ("ViT-Ti/16", "ResNet-18")
+    batches = [64] if options.quick else options.batches
     parts: dict[str, Callable[[], Any]] = {
         "throughput": lambda: [throughput(peers, b, turns) for b in batches],
-        "steps": lambda: [steps(n, options.step_batch, max(turns // 2, 1)) for n in networks],
+        "steps": lambda: [steps(n, options.step_batch, max(turns // 2, 1)) for n in options.networks],
         "forwards": lambda: forwards(16, turns),
         "solvers": lambda: solvers(peers, 64, turns) if peers else [],
     }

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mixcon.errors import InputError
@@ -110,7 +111,7 @@ def mask_weight(mask: Array, batch: int) -> Array:
 
 def check_positive(name: str, value: float | Array) -> None:
     """Refuse a known value ≤ 0; traced values pass."""
-    if isinstance(value, (int, float)) and not value > 0:
+    if not isinstance(value, jax.core.Tracer) and not bool((np.asarray(value) > 0).all()):
         raise InputError(f"{name} must be > 0; got {value}.")
 
 

@@ -80,7 +80,8 @@ def mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
     Returns:
         Mixed batch, in the shape and dtype of `x`.
     Raises:
-        InputError: the mask's places are not those of `x`; integer `x` with a plan that has no mask.
+        InputError: the mask is not on the places of `x`; images of integers; integer `x` with a plan without a mask;
+            indices outside the bank.
     Example:
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([1.0, 0.5]))
         >>> mix(plan, jnp.array([[0.0], [4.0]])).tolist()
@@ -92,6 +93,8 @@ def mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:
             f"x {list(x.shape)} and the bank {list(bank.shape)} do not fit a plan for {plan.partner.shape[0]} examples."
         )
     ids = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_
+    if ids and x.ndim == 4:
+        raise InputError(f"x holds {x.dtype} images, and integers are not averaged: convert them to float first.")
     parts = _shares(plan, x, ids)
     if ids:
         x, bank = x[..., None], bank[..., None]
@@ -135,7 +138,8 @@ def mix_targets(
     Returns:
         float targets [B, C], [B] or [B, D].
     Raises:
-        InputError: class indices without `num_classes`; smoothing outside [0, 1) or of regression targets.
+        InputError: class indices without `num_classes`, or not below it; smoothing outside [0, 1) or of regression
+            targets.
     Example:
         >>> plan = Plan(jnp.array([1, 0]), jnp.array([0.75, 1.0]))
         >>> mix_targets(plan, jnp.array([0, 1]), num_classes=2).tolist()
@@ -159,6 +163,8 @@ def dense_targets(y: Array, num_classes: int | None, smoothing: float = 0.0) -> 
     if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         if num_classes is None:
             raise InputError("y holds class indices: give num_classes=C (or pass float targets for regression).")
+        if not isinstance(y, jax.core.Tracer) and y.size and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+            raise InputError(f"y holds classes {int(y.min())} to {int(y.max())}, num_classes is {num_classes}.")
         y = jax.nn.one_hot(y, num_classes, dtype=jnp.float32)
     elif not jnp.issubdtype(y.dtype, jnp.floating):
         y = y.astype(jnp.float32)
