@@ -141,8 +141,8 @@ class Batches:
 
     def _read_rows(self, wanted: np.ndarray) -> tuple[Batch, np.ndarray, np.ndarray]:
         """The collated records, which ones they are, and how many bad ones were passed over for each."""
-        if hasattr(self.source, "take"):  # arrays: all rows at once, and none of them can be bad
-            batch = {key: _stacked(key, column) for key, column in self.source.take(wanted).items()}
+        if hasattr(self.source, "read_rows"):  # arrays: all rows at once, and none of them can be bad
+            batch = {key: _stacked(key, column) for key, column in self.source.read_rows(wanted).items()}
             return batch, wanted.astype(np.int32), np.zeros(len(wanted), np.int32)
         records, index, skipped = [], np.empty(len(wanted), np.int32), np.zeros(len(wanted), np.int32)
         for row, first in enumerate(wanted):

@@ -55,7 +55,7 @@ class Arrays:
             raise IndexError(index)
         return {name: column[index] for name, column in self.columns.items()}
 
-    def take(self, indices: np.ndarray) -> dict[str, Any]:
+    def read_rows(self, indices: np.ndarray) -> dict[str, Any]:
         """The given rows of every column: what the pipeline reads a batch by, without a detour over records."""
         return {
             name: column[indices] if isinstance(column, np.ndarray) else [column[i] for i in indices]

@@ -10,7 +10,7 @@ from mixcon.data.emoji import Emoji
 from mixcon.data.pipeline import Batches, collate, eval_batches, iterate, train_iterator
 from mixcon.data.records import BadRecord, Source
 from mixcon.data.sampling import uniform
-from mixcon.data.sources import Arrays
+from mixcon.data.sources import Arrays, Mapped
 from mixcon.errors import InputError
 
 
@@ -175,3 +175,19 @@ def test_an_own_sampler_replaces_the_uniform_one():
     )
     assert next(iterator)["x"].tolist() == [0, 7, 7]
     assert next(iterator)["x"].tolist() == [1, 7, 7]
+
+
+def test_arrays_are_read_at_once_as_they_would_be_one_by_one():
+    columns = {"x": np.arange(24.0).reshape(12, 2), "label": np.arange(12), "text": [f"t{i}" for i in range(12)]}
+    whole = Arrays(columns)
+    sampler = uniform(12, 4, seed=3)
+    seen = []
+    kept = {"transform": lambda batch: (seen.append(batch["text"]), batch)[1]}
+    for step in (0, 5):
+        fast = Batches(whole, sampler, **kept)[step]
+        slow = Batches(Mapped(whole, lambda record: record), sampler, **kept)[step]
+        assert fast.keys() == slow.keys() == {"x", "label", "index", "skipped"}
+        for key in fast:
+            assert fast[key].dtype == slow[key].dtype
+            np.testing.assert_array_equal(fast[key], slow[key])
+        assert seen[-1] == seen[-2]

@@ -108,7 +108,7 @@ def test_windows_are_those_of_the_original_code():
     for name in ("train", "valid", "test"):
         part = getattr(sets, name)
         for column in ("x", "y"):
-            assert_allclose(part.take(np.arange(len(part)))[column], case[f"out/{column}_{name}"], rtol=1e-6)
+            assert_allclose(part.read_rows(np.arange(len(part)))[column], case[f"out/{column}_{name}"], rtol=1e-6)
 
 
 def test_series_and_no2_are_read_where_they_lie(tmp_path, monkeypatch):
