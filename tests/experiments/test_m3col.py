@@ -1,11 +1,13 @@
 """How the losses of M3CoL come together: the published total, the switch, shares of mixed inputs, what is refused."""
 
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from mixcon import config as configs
 from mixcon import mixers
@@ -189,3 +191,27 @@ def test_logistic_regression_is_scored_like_the_heads(tmp_path):
     scores = m3col.logistic(tiny(*two), tmp_path)
     assert scores.keys() >= {"eval/test/accuracy", "eval/test/f1", "eval/test/auc"}
     assert 0.9 < scores["eval/test/accuracy"] <= scores["eval/test/auc"] <= 1
+
+
+def test_the_full_size_image_text_form_traces(tmp_path, monkeypatch):
+    """ViT-B/16 and a text tower of BERT's size, gradients in four parts, on a few items laid out as N24News is."""
+    monkeypatch.setenv("MIXCON_DATA", str(tmp_path))
+    items = [{"image_id": str(i), "section": f"s{i % 24}", "headline": f"headline {i}"} for i in range(24)]
+    (tmp_path / "n24news" / "news").mkdir(parents=True)
+    (tmp_path / "n24news" / "imgs").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "n24news" / "news" / f"nytimes_{split}.json").write_text(json.dumps(items))
+    for i in range(24):
+        Image.new("RGB", (30, 20), (10 * i, 0, 0)).save(tmp_path / "n24news" / "imgs" / f"{i}.jpg")
+    changed = ("batch_size=16", "tokenizer={'path': '', 'vocab_size': 300}", "input_mixup=('text',)", "mesh.data=4")
+    config = configs.load("configs/m3col.py:n24news", [f"--config.{each}" for each in changed])
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.set_mesh(mesh):
+        experiment = loop.build(config, tmp_path)
+        shapes, _ = loop.state_layout(experiment, config, mesh)
+        batch = loop.device_part(next(experiment.batches()))
+        after, metrics = jax.eval_shape(experiment.step, shapes, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(shapes)
+    assert metrics.keys() >= {"loss", "contrast", "classification", "accuracy"}
+    assert batch["text"].shape == (16, 512)
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)) > 160e6
