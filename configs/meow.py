@@ -118,6 +118,7 @@ def published(
     config.pair_hidden = 16  # units of AdaMEOW's network
     config.embedding = "last_forward"  # dropout on, as published; "clean": a forward without
     config.probe = dict(learning_rate=probe_rate, weight_decay=probe_decay, steps=200, repeats=50)
+    config.probe_labels = (20, 40, 60)  # of each class; a split for each is part of the data
     config.cluster_runs = 10
     config.batch_size = 1  # graph
     config.steps = steps

@@ -2,11 +2,6 @@
 
 `<config>:<argument>` -> overrides (what follows `--config.`) that make a run of six steps cheap.
 """
-MEOW = ("graph.nodes=400", "views.neighbors=(20,30)", "model.width=8", "model.projection=8", "cluster_runs=1") + (
-    "probe.steps=5",
-    "probe.repeats=2",
-)
-
 CASES = {
     "mixup_classification:small": (  # looks at the network
         "mixer.name=snapmix",
@@ -80,8 +75,18 @@ CASES = {
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
-    "meow:small": (*MEOW, "clusters=(5,9)", "kmeans.iters=3", "kmeans.restarts=2"),
-    "meow:adameow_small": (*MEOW, "embedding=clean"),
+    "meow:small": (
+        "graph.nodes=400",
+        "views.neighbors=(20,30)",
+        "views.ties=random",
+        "model.width=8",
+        "model.projection=8",
+        "clusters=(5,)",
+        "kmeans={'iters': 3, 'restarts': 2}",
+        "probe={'learning_rate': 0.03, 'steps': 5, 'repeats': 2}",
+        "probe_labels=(20,)",
+        "cluster_runs=1",
+    ),
     "mochi:small": (  # the warm-up ends within the run, the queue goes round
         "batch_size=32",
         "objective.size=128",
