@@ -254,6 +254,14 @@ def get_study() -> Study:
                 title="Digits with 40 % of the labels drawn anew, three convolutions",
                 claim="Mixing policies raise the accuracy of a classifier; the cutting and the saliency-guided ones "
                 "most (CIFAR-100, ResNet-18, 200 epochs: none 76.4 %, mixup 78.5 %, CutMix 79.5 %, PuzzleMix 80.0 %).",
+                found="Incomplete: one seed of most arms, two of none and CutMix; the command above measures the rest, and "
+                "no difference between policies is claimed from one seed. Every policy measured lifts accuracy, by 7 to "
+                "16 points over no mixing (72 %): those that cut or mask most (84 to 88 %), those that average less "
+                "(mixup 83 %, manifold mixup 84 %, AlignMix 82 %), GuidedMixup least (79 %). That saliency helps does not "
+                "show: SaliencyMix and CutMix are within a point. The price is calibration: every mixed network is far "
+                "under-confident (ECE 26 to 42 % against 5 %), and one temperature fitted on clean held-out digits mends "
+                "it (3 to 5 %). FGSM accuracy rises from 0 to 25 to 53 % with the cutting policies and to at most 10 % "
+                "with those that average.",
             ),
             "small_vit": table(
                 "small_vit",
@@ -262,6 +270,7 @@ def get_study() -> Study:
                 claim="Policies and label laws made for transformers (TransMix, TokenMix, MixPro, SMMix, TL-Align) "
                 "beat mixup and CutMix (CIFAR-100, DeiT-S, 200 epochs: none 65.8 %, mixup 70.0 %, CutMix 74.1 %, "
                 "TransMix 76.2 %).",
+                found="Not measured yet beyond the baseline: the table waits for `mixcon reproduce`.",
             ),
         },
     )
