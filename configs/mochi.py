@@ -179,7 +179,7 @@ def get_study() -> Study:
         "MoCo": Arm("small", moco),
         "MoCHi (64, 32, 0)": Arm("small", ("mixer.num_query_mix=0",)),
         "MoCHi (64, 32, 32)": Arm("small"),
-        "class oracle": Arm("small", (*moco, *oracle), seeds=4),
+        "class oracle": Arm("small", (*moco, *oracle), seeds=5),
         "class oracle, MoCHi (64, 32, 32)": Arm("small", oracle, seeds=4),
     }
     table = Table(
@@ -193,6 +193,17 @@ def get_study() -> Study:
             "ImageNet-100, linear top-1 after 200 epochs: MoCo v2 78.0, MoCHi (1024, 1024, 128) 79.0, class oracle "
             "81.8, with MoCHi 82.5. MoCHi lowers the accuracy of the pretext task while what is learned gets better, "
             "and it makes embeddings more uniform; mixing with the query helps less than mixing negatives, both most."
+        ),
+        found=(
+            "Mixtures make the pretext task harder, those with the query most: the key outranks every negative and "
+            "mixture in 9.7 % of the cases with MoCo, 7.3 % with (64, 32, 0), 1.4 % with (64, 32, 32). Most of this is "
+            "the mixtures' own doing: against the queue alone the accuracy moves by half a point or less. "
+            "What is learned does not get better here: the linear probe differs from MoCo's by -0.4 +- 0.3 and -0.1 +- "
+            "0.2 points (paired), 10-NN by +0.3 +- 0.3 and -0.7 +- 0.3. With (64, 32, 32) views lie closer together "
+            "(alignment -0.08 +- 0.04) and embeddings are less uniform (+0.24 +- 0.03), the opposite of the claim; "
+            "(64, 32, 0) leaves uniformity where it was. The half point of the probe that a trial of three seeds had "
+            "shown is not there with eight. The class oracle makes the pretext task far easier and does not move the "
+            "probe either. 96 % of the digits are recognised by any of these, so little can show."
         ),
     )
     return Study("MoCHi (Kalantidis et al., NeurIPS 2020)", {"digits": table})
