@@ -109,10 +109,10 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def throughput(peers: Peers | None, batch: int, turns: int) -> dict[str, Any]:
-    """Part 1 at one batch size."""
+def throughput(peers: Peers | None, batch: int, turns: int, names: list[str]) -> dict[str, Any]:
+    """Part 1 at one batch size, for the policies named."""
     d = rows.data(batch)
-    ours = {f"{name}, per {per}": rows.cheap(name, per=per) for name in rows.CHEAP for per in ("batch", "example")}
+    ours = {f"{name}, per {per}": rows.cheap(name, per=per) for name in names for per in ("batch", "example")}
     same_draws = {
         f"timm {name}, {mode}": rows.cheap(name, per=per, partner="reverse")
         for name in ("mixup", "cutmix")
@@ -122,6 +122,7 @@ def throughput(peers: Peers | None, batch: int, turns: int) -> dict[str, Any]:
         "torchvision CutMix": rows.cheap("cutmix", partner="roll"),
     }
     calls = {name: timed(function, d) for name, function in ours.items()}
+    same_draws = {peer: mix for peer, mix in same_draws.items() if any(n in peer.lower() for n in names)}
     if peers is not None:
         peers.ask(op="load", batch=batch, size=rows.SIZE)
         for name, function in same_draws.items():
@@ -134,7 +135,7 @@ def throughput(peers: Peers | None, batch: int, turns: int) -> dict[str, Any]:
             "per_example": batch / statistics.median(times[f"{name}, per example"]),
             "example_over_batch": ratio(times[f"{name}, per example"], times[f"{name}, per batch"]),
         }
-        for name in rows.CHEAP
+        for name in names
     ]
     against = [
         {
@@ -148,10 +149,10 @@ def throughput(peers: Peers | None, batch: int, turns: int) -> dict[str, Any]:
     return {"batch": batch, "policies": policies, "against": against}
 
 
-def steps(name: str, batch: int, turns: int) -> dict[str, Any]:
+def steps(name: str, batch: int, turns: int, names: list[str]) -> dict[str, Any]:
     """Part 2 for one network: a step without mixing comes before every step with it."""
     d = rows.data(batch)
-    kinds = [(policy, per) for policy in rows.CHEAP for per in ("batch", "example")]
+    kinds = [(policy, per) for policy in names for per in ("batch", "example")]
     network = rows.network(name, [partial(rows.CHEAP[policy], per=per) for policy, per in kinds])
     keys = list(jax.random.split(jax.random.key(2), 64))
 
@@ -280,6 +281,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="batch 64 only, three turns")
     parser.add_argument("--turns", type=int, default=9, help="of the calls; steps are timed half as often")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256], help="of the calls")
+    parser.add_argument(
+        "--policies", nargs="+", choices=list(rows.CHEAP), default=list(rows.CHEAP), help="of parts 1 and 2"
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--step-batch", type=int, default=8, help="of a training step")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
@@ -297,8 +301,8 @@ def main() -> None:
     report |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "machine": platform.machine()}
     batches = [64] if options.quick else options.batches
     parts: dict[str, Callable[[], Any]] = {
-        "throughput": lambda: [throughput(peers, b, turns) for b in batches],
-        "steps": lambda: [steps(n, options.step_batch, max(turns // 2, 1)) for n in options.networks],
+        "throughput": lambda: [throughput(peers, b, turns, options.policies) for b in batches],
+        "steps": lambda: [steps(n, options.step_batch, max(turns // 2, 1), options.policies) for n in options.networks],
         "forwards": lambda: forwards(16, turns),
         "solvers": lambda: solvers(peers, 64, turns) if peers else [],
     }
