@@ -227,6 +227,11 @@ def get_study() -> Study:
                 scale={"R@1": 100, "linear": 100},
                 claim="Temperatures that are learned one by one do better than a global one (Flickr30k text R@1 about "
                 "41 for CLIP, 44 for iSogCLR; full-size figures from memory, not comparable with these).",
+                found="Retrieval hardly depends on where iSogCLR starts (4.1 to 4.5 % from 0.05 to 0.6), while CLIP "
+                "and SogCLR lose almost half of it at a temperature that is too low (2.2 to 2.9 % at 0.05 and 0.1). "
+                "At a good fixed temperature they do as well: the gain is that nobody has to search, not accuracy. "
+                "The linear probe does not tell the methods apart consistently (CLIP and SogCLR at 0.05 are best "
+                "there). SogCLR over CLIP: within noise, but for a small paired difference at 0.1.",
             ),
             "frequency": Table(
                 "Long-tailed digits: temperature by class",
@@ -241,6 +246,9 @@ def get_study() -> Study:
                 claim="Frequent semantics get large temperatures, rare ones small (correlation of the logarithm of a "
                 "class's size and its mean temperature above zero; head and tail: means over the three largest and "
                 "the three smallest classes).",
+                found="So it is with a small ρ: correlations of about +0.65 (ρ = 0.1) and +0.75 (ρ = 0.2, batch 64), "
+                "though the means of head and tail differ by 2.5 and 10 % only. With ρ = 1 the sign is the other, "
+                "about -0.5: on so few examples the claim holds in the regime of small ρ alone.",
             ),
         },
     )
