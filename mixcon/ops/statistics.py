@@ -180,7 +180,7 @@ def log_weighted(logits: Array, weight: Array | None) -> Array:
     if weight.dtype == jnp.bool_:
         return jnp.where(weight, logits, -jnp.inf)
     kept = weight > 0
-    return jnp.where(kept, logits + jnp.log(jnp.where(kept, weight, 1)).astype(logits.dtype), -jnp.inf)
+    return jnp.where(kept, logits + jnp.log(jnp.where(kept, weight, 1).astype(logits.dtype)), -jnp.inf)
 
 
 def anchor_scale(name: str, value: ArrayLike, size: int, dtype: Any) -> Array:

@@ -69,6 +69,12 @@ def _mochi(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
     return o.mochi(f["a"], f["b"], queue, num_hard=4, draws=draws, negatives=apart, **s, **placement)
 
 
+def _adaptive(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
+    hidden, hidden_bias, output, output_bias = (jnp.asarray(v, f["a"].dtype) for v in loops.PAIR_MLP)
+    network = o.PairMlp(hidden * s["scale"], hidden_bias, output, output_bias)
+    return o.adaptive_weighted_info_nce(f["a"], f["b"], network, temperature=s["temperature"], **placement)
+
+
 def _mixed(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
     target = pairs.mixed(d["partner"], d["weight"].astype(f["a"].dtype))
     return o.multi_positive(f["a"], f["b"], target, temperature=s["temperature"], symmetric=True, **placement)
@@ -328,6 +334,43 @@ CASES = [
     ),
     Case("momentum_contrast", _moco, loops.momentum_contrast, data=("labels",)),
     Case("mochi", _mochi, loops.mochi, data=("labels",)),
+    Case(
+        "weighted_info_nce: other classes only, symmetric",
+        lambda f, d, s, **p: o.weighted_info_nce(
+            f["a"], f["b"], ~pairs.same_label(d["labels"]), symmetric=True, **s, **p
+        ),
+        loops.weighted_info_nce,
+        data=("labels",),
+    ),
+    Case(
+        "cluster_weighted_info_nce",
+        lambda f, d, s, **p: o.cluster_weighted_info_nce(
+            f["a"], f["b"], jnp.stack([d["labels"], d["labels"] // 2]), **s, **p
+        ),
+        loops.cluster_weighted_info_nce,
+        data=("labels",),
+    ),
+    Case(
+        "adaptive_weighted_info_nce",
+        _adaptive,
+        loops.adaptive_weighted_info_nce,
+        shared=("temperature", "scale"),
+    ),
+    Case(
+        "prototype_nce",
+        lambda f, d, s, axis_name=None, **_: o.prototype_nce(
+            f["a"],
+            [jnp.asarray(loops.PROTOTYPES, f["a"].dtype)],
+            [jnp.asarray(loops.DENSITIES, f["a"].dtype)],
+            d["labels"][None],
+            axis_name=axis_name,
+        ),
+        loops.prototype_nce,
+        features="a",
+        data=("labels",),
+        shared=(),
+        engine=False,
+    ),
     Case("cross_batch_memory", _memory, loops.cross_batch_memory, data=("labels",)),
     Case("isogclr", _of_all_examples(o.isogclr, average=0.6), loops.isogclr, data=("index",), shared=()),
     Case("sogclr", _of_all_examples(o.sogclr, temperature=0.3, average=0.6), loops.sogclr, data=("index",), shared=()),

@@ -372,6 +372,58 @@ def proxy_anchor(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
     return mean(pull) + mean(push)
 
 
+def weighted(q, k, weight, temperature) -> float:
+    losses = []
+    for i in range(len(q)):
+        logits = [dot(q[i], k[j]) / temperature for j in range(len(k))]
+        terms = [x + math.log(weight(i, j)) for j, x in enumerate(logits) if weight(i, j) > 0]
+        losses.append(log_sum_exp(terms) - logits[i])
+    return mean(losses)
+
+
+def weighted_info_nce(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    def other(i: int, j: int) -> float:
+        return float(d["labels"][i] != d["labels"][j])
+
+    return sum(weighted(q, k, other, s["temperature"]) for q, k in ((f["a"], f["b"]), (f["b"], f["a"]))) / 2
+
+
+def cluster_weighted_info_nce(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    def apart(i: int, j: int) -> float:
+        return sum(float(own[i] != own[j]) for own in (d["labels"], d["labels"] // 2))
+
+    return weighted(f["a"], f["b"], apart, s["temperature"])
+
+
+PAIR_MLP = ([[0.3, -0.5], [0.2, 0.4], [-0.6, 0.1]], [0.1, -0.2], [0.8, -0.7], 0.3)  # D = 3, two hidden units
+
+
+def adaptive_weighted_info_nce(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    hidden, hidden_bias, output, output_bias = PAIR_MLP
+
+    def gate(i: int, j: int) -> float:
+        both = [s["scale"] * (x + y) for x, y in zip(f["a"][i], f["b"][j], strict=True)]
+        units = [
+            math.tanh(sum(x * row[h] for x, row in zip(both, hidden, strict=True)) + b)
+            for h, b in enumerate(hidden_bias)
+        ]
+        return 1 / (1 + math.exp(-dot(units, output) - output_bias))
+
+    return weighted(f["a"], f["b"], gate, s["temperature"])
+
+
+PROTOTYPES = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6, 0.8], [-1.0, 0.0, 0.0]]  # one for each class
+DENSITIES = [0.4, 0.7, 0.3, 0.5]
+
+
+def prototype_nce(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    losses = []
+    for x, own in zip(f["a"], d["labels"], strict=True):
+        logits = [dot(x, c) / phi for c, phi in zip(PROTOTYPES, DENSITIES, strict=True)]
+        losses.append(log_sum_exp(logits) + math.log(len(f["a"]) / len(PROTOTYPES)) - logits[own])
+    return mean(losses)
+
+
 def cross_batch_memory(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
     """The loss of `a` after `b` has been pushed into an empty queue."""
     z, held, labels, losses = f["a"], frozen["b"], d["labels"], []

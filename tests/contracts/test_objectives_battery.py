@@ -303,10 +303,12 @@ def test_every_objective_is_in_the_battery_and_in_the_table() -> None:
         "LINEAR_MEMORY",
         "Mixing",
         "Objective",
+        "PairMlp",
         "Queue",
         "empty_queue",
         "l2_normalize",
         "multimodal_pairs",
+        "pair_mlp",
         "push",
         "random_queue",
     }
