@@ -94,7 +94,10 @@ def main() -> None:
             peer.stdin.flush()
             return json.loads(peer.stdout.readline())
 
-        versions = json.loads(peer.stdout.readline())
+        first = peer.stdout.readline()
+        if not first:
+            raise SystemExit(f"{given.peer_python} cannot run the peer: pip install torch faiss-cpu there")
+        versions = json.loads(first)
         batch = {k: jax.device_put(v) for k, v in experiment.fixed.items()}
         agreement = compare(config, experiment, state, batch, ask, folder)
         step = jax.jit(experiment.step, donate_argnums=0)
