@@ -203,7 +203,8 @@ def get_study() -> Study:
             "(alignment -0.08 +- 0.04) and embeddings are less uniform (+0.24 +- 0.03), the opposite of the claim; "
             "(64, 32, 0) leaves uniformity where it was. The half point of the probe that a trial of three seeds had "
             "shown is not there with eight. The class oracle makes the pretext task far easier and does not move the "
-            "probe either. 96 % of the digits are recognised by any of these, so little can show."
+            "probe either; with mixtures it has the best 10-NN (+1.0 +- 0.25, four seeds). 96 % of the digits are "
+            "recognised by any of these, so little can show."
         ),
     )
     return Study("MoCHi (Kalantidis et al., NeurIPS 2020)", {"digits": table})
