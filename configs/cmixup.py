@@ -148,6 +148,25 @@ NO2_PAPER = {
 BASIC = ("ERM", "mixup", "manifold mixup", "C-Mixup")
 
 
+FOUND = {
+    "airfoil": (
+        "Plain mixup is worse than ERM on every seed, by 1.1 dB on average; C-Mixup undoes all of it and is better "
+        "than manifold mixup on four of five seeds. Against ERM it is a tie. Splits are those of the published code "
+        "for the same seeds; on five other random splits ERM, manifold mixup and C-Mixup were 0.2 to 0.4 dB worse "
+        "(3.07, 3.42, 3.23), and C-Mixup no better than ERM."
+    ),
+    "crime": (
+        "C-Mixup's figures are those of the original code on these files (0.129 and 0.160), but over three seeds it "
+        "is level with ERM, which does better here than in the original's runs. With h = 4 on labels between 0 and 1 "
+        "the partner is nearly anybody."
+    ),
+    "skillcraft": (
+        "As claimed, over three seeds: on each of them C-Mixup is better than ERM on average and in the worst group, "
+        "and better than mixup on average."
+    ),
+}
+
+
 def get_study() -> Study:
     """The paper's tables on the sets that are to be had; figures of its tables 1 and 2."""
     two = {"RMSE": "eval/test/rmse", "MAPE %": "eval/test/mape"}
@@ -172,6 +191,7 @@ def get_study() -> Study:
                     "C-Mixup": {"RMSE": 2.717, "MAPE %": 1.610},
                 },
                 claim="Mixing with anybody hurts; mixing with similar labels helps.",
+                found=FOUND["airfoil"],
                 **common,
             ),
             "crime": Table(
@@ -185,6 +205,7 @@ def get_study() -> Study:
                     "C-Mixup": {"average RMSE": 0.123, "worst RMSE": 0.146},
                 },
                 claim="Under a shift between groups C-Mixup is best on average and in the worst group.",
+                found=FOUND["crime"],
                 **common,
             ),
             "skillcraft": Table(
@@ -198,6 +219,7 @@ def get_study() -> Study:
                     "C-Mixup": {"average RMSE": 5.201, "worst RMSE": 7.362},
                 },
                 claim="Under a shift between groups C-Mixup is best on average and in the worst group.",
+                found=FOUND["skillcraft"],
                 **common,
             ),
             "no2": Table(
