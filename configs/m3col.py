@@ -171,7 +171,26 @@ def get_study() -> Study:
     return Study(
         "M3CoL (Kumar et al., TMLR 2025)",
         {
-            "rosmap": table("ROSMAP, width 1000 as published", "rosmap", tuple(arms)[:3], seeds=3, found=""),
-            "rosmap_256": table("ROSMAP, width 256", "small", tuple(arms), seeds=20, found=""),
+            "rosmap": table(
+                "ROSMAP, width 1000 as published",
+                "rosmap",
+                tuple(arms)[:3],
+                seeds=3,
+                found="Not enough runs to say anything; see the table of width 256. Logistic regression on the "
+                "features beside each other reaches 82.1 / 82.6 / 89.7.",
+            ),
+            "rosmap_256": table(
+                "ROSMAP, width 256",
+                "small",
+                tuple(arms),
+                seeds=20,
+                found="Twelve seeds of the arms with all modalities, four of the single ones. The contrast does not "
+                "raise the last evaluation beyond its noise (accuracy 80.8 with a clean partner and 77.5 as published, "
+                "against 79.2; paired +1.6 and -1.7 with standard errors of 1.9 and 2.2). It raises the best one a "
+                "little (84.7 and 84.9 against 83.6; paired +1.2 and +1.3, standard errors 0.7). The published 88.7 is "
+                "the best evaluation of one lucky seed of twelve (clean partner), the mean of nothing. No arm beats "
+                "logistic regression (82.1 / 82.6 / 89.7) at the last step. All modalities together are better than "
+                "any alone (last: mrna 74.5, mirna 63.2, methylation 61.3). One example of 106 is 0.94 points.",
+            ),
         },
     )
