@@ -248,7 +248,15 @@ def get_study() -> Study:
             "averaged teacher, baselines' are not averaged; here all have a teacher. The authors' class in this setting"
             " reached 78.5 (teacher), 80.7 (its mix head), 72.3 and 75.7 (student) over 5 seeds, no mixing 71.1."
         ),
-        found="",
+        found=(
+            "Three seeds of the five (the machine was shared). The teacher is above the student for every method and "
+            "seed: 2 to 6 points by averaging alone. AdAutoMix is 6 to 9 points above AutoMix and SAMix, and 10 to 14 "
+            "above no mixing, but no better than plain Mixup, and CutMix is well above all, as the specification had "
+            "found. AutoMix and SAMix learn the wrong labels by heart through their head of clean images, whose loss "
+            "AdAutoMix halves in favour of linear mixes: we take that share, not the adversary, for most of the "
+            "difference; masks stay close to even (next table). Best epochs are higher than last ones everywhere, since "
+            "wrong labels are learnt late."
+        ),
     )
     measured = "experiments.adautomix_properties.directions"
     directions = Table(
@@ -273,6 +281,12 @@ def get_study() -> Study:
             "easier when it plays together with it; masks sum to one and spread out; the teacher is better than the "
             "student."
         ),
-        found="",
+        found=(
+            "Against the teacher holds in all seeds run so far (one without λ, two with it; five are planned). Together, "
+            "the loss falls to that of linear mixes and hardly below (-0.001 and -0.004), and only if the generator is "
+            "told λ: with the CIFAR recipe it does not know the weights, starts 0.14 above linear mixes and stays there "
+            "(0.136). Masks sum to one; their spread grows tenfold in training but stays small (0.02 of an even third), "
+            "while a generator that only plays against a fixed teacher reaches 0.3 in 300 steps."
+        ),
     )
     return Study("AdAutoMix (Qin et al., ICLR 2024)", {"digits": digits, "directions": directions})
