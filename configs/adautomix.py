@@ -250,9 +250,9 @@ def get_study() -> Study:
         ),
         found=(
             "Three seeds of the five planned (the machine was shared). The teacher is above the student for every "
-            "method and seed, by averaging alone. AdAutoMix is 3 to 10 points above AutoMix and SAMix and 8 to 14 above "
-            "no mixing, but not above plain Mixup (+1.7, -1.3, -2.0), and CutMix is well above all, as the specification "
-            "had found. AutoMix and SAMix learn the wrong labels by heart through their head of clean images, whose "
+            "method and seed, by averaging alone. AdAutoMix is 3 to 10 points above AutoMix and SAMix and 8 to 14 "
+            "above no mixing, but not above plain Mixup (+1.7, -1.3, -2.0), and CutMix is well above all, as the "
+            "specification had found. AutoMix and SAMix learn the wrong labels by heart through their head of clean images, whose "
             "loss AdAutoMix halves in favour of linear mixes: we take that share, not the adversary, for most of the "
             "difference (not tested apart); masks stay close to even (next table). Best epochs are above last ones, "
             "since wrong labels are learnt late."
