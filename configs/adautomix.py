@@ -252,10 +252,10 @@ def get_study() -> Study:
             "Three seeds of the five planned (the machine was shared). The teacher is above the student for every "
             "method and seed, by averaging alone. AdAutoMix is 3 to 10 points above AutoMix and SAMix and 8 to 14 "
             "above no mixing, but not above plain Mixup (+1.7, -1.3, -2.0), and CutMix is well above all, as the "
-            "specification had found. AutoMix and SAMix learn the wrong labels by heart through their head of clean images, whose "
-            "loss AdAutoMix halves in favour of linear mixes: we take that share, not the adversary, for most of the "
-            "difference (not tested apart); masks stay close to even (next table). Best epochs are above last ones, "
-            "since wrong labels are learnt late."
+            "specification had found. AutoMix and SAMix learn the wrong labels by heart through their head of clean "
+            "images, whose loss AdAutoMix halves in favour of linear mixes: we take that share, not the adversary, for "
+            "most of the difference (not tested apart); masks stay close to even (next table). Best epochs are "
+            "above last ones, since wrong labels are learnt late."
         ),
     )
     measured = "experiments.adautomix_properties.directions"
@@ -282,7 +282,7 @@ def get_study() -> Study:
             "student."
         ),
         found=(
-            "Few seeds so far (one without λ, two with it, of five planned), too few for a sign test. Playing against "
+            "Two seeds of the five planned, too few for a sign test. Playing against "
             "the teacher raises its loss above that of linear mixes in each. Playing together lowers it to that of "
             "linear mixes and hardly below (-0.001 and -0.004), and only if the generator is told λ: with the CIFAR "
             "recipe it does not know the weights, starts 0.14 above linear mixes and stays there. Masks sum to one; "
