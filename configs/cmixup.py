@@ -153,7 +153,8 @@ FOUND = {
         "Plain mixup is worse than ERM on every seed, by 1.1 dB on average; C-Mixup undoes all of it and is better "
         "than manifold mixup on four of five seeds. Against ERM it is a tie. Splits are those of the published code "
         "for the same seeds; on five other random splits ERM, manifold mixup and C-Mixup were 0.2 to 0.4 dB worse "
-        "(3.07, 3.42, 3.23), and C-Mixup no better than ERM."
+        "(3.07, 3.42, 3.23), and C-Mixup no better than ERM. Over two seeds, partners with similar inputs are not "
+        "worse than with similar labels, as the paper has it, but better (2.77 against 2.94)."
     ),
     "crime": (
         "C-Mixup's figures are those of the original code on these files (0.129 and 0.160), but over three seeds it "
@@ -163,6 +164,10 @@ FOUND = {
     "skillcraft": (
         "As claimed, over three seeds: on each of them C-Mixup is better than ERM on average and in the worst group, "
         "and better than mixup on average."
+    ),
+    "no2": (
+        "Over four seeds all ways of mixing lie within 0.005 of each other and 0.012 to 0.017 below ERM; with h = 1.2 "
+        "and labels of spread 0.75 similarity hardly tells anybody apart."
     ),
 }
 
@@ -229,6 +234,7 @@ def get_study() -> Study:
                 seeds=10,
                 paper=NO2_PAPER,
                 claim="C-Mixup is best.",
+                found=FOUND["no2"],
                 **common,
             ),
             "no2_order": Table(
