@@ -14,6 +14,7 @@ import inspect
 import json
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -69,6 +70,19 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str], *, pat
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; overrides are written --config.key=value")
     return config.lock()
+
+
+def typed(flag: str) -> str:
+    """`--config.key=value` as one types it in a shell.
+
+    Example:
+      >>> typed("--config.optimizer={'name': 'sgd'}")
+      '--config.optimizer="{\'name\': \'sgd\'}"'
+    """
+    key, equals, value = flag.partition("=")
+    if re.fullmatch(r"[\w@%+:,./=-]*", value):
+        return flag
+    return f'{key}{equals}"{value}"' if '"' not in value and "$" not in value else shlex.quote(flag)
 
 
 def read(path: str) -> ml_collections.ConfigDict:

@@ -47,7 +47,7 @@ def run(
                 print("\nwhat makes it fit:")
                 say = lambda text: print(text, file=sys.stderr)  # noqa: E731
                 for change, tried in advise(config, topology, found, say=say):
-                    flags = " ".join(flag(each) for each in change)
+                    flags = " ".join(configs.typed(f"--config.{each}") for each in change)
                     print(f"  {flags}\n    {tried.total / show.GIB:.2f} GiB{show.verdict(tried)}")
         if folder:  # at once: a sweep takes long
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +59,3 @@ def run(
         if folder:
             show.plot(plans, folder / "plan.png")
             print(f"drawn: {folder / 'plan.png'}")
-
-
-def flag(change: str) -> str:
-    """An override as one types it."""
-    key, _, value = change.partition("=")
-    return f'--config.{key}="{value}"' if "'" in value else f"--config.{change}"

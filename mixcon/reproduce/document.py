@@ -7,6 +7,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
+from mixcon import config as configs
 from mixcon.reproduce.run import Record, digest, job_of, load_study, read_records
 from mixcon.reproduce.study import Study, Table
 
@@ -17,8 +18,8 @@ Claims of papers, measured on real data by the configs of this repository. Made 
 every row can be run alone by the command below its table.
 
 Cells are mean ± standard error over seeds; in brackets the paired difference from the baseline over common seeds, with
-its own standard error. "last" is the last evaluation of a run, "best" the one that the named metric selects. Rows "as
-published" are the papers' figures, at the papers' size. Seconds are those of one run on shared cores.
+its own standard error. "last" is the last evaluation of a run, "best" the one that the named metric selects. Rows "in
+the paper" are published figures, at the published size. Seconds are those of one run on shared cores.
 """
 
 
@@ -60,7 +61,7 @@ def study_text(slug: str, study: Study, records: Sequence[Record]) -> str:
             parts.append(f"Best: {better} `{table.select.removeprefix('-')}`.\n")
         if table.found:
             parts.append(f"Found: {table.found}\n")
-        commands = "\n".join(commands_of(table, here))
+        commands = "\n".join(commands_of(slug, name, table, here))
         parts.append(f"<details><summary>commands</summary>\n\n```\n{commands}\n```\n\n</details>\n")
     return "\n".join(parts)
 
@@ -82,7 +83,7 @@ def rows(slug: str, table: Table, records: Sequence[Record]) -> list[list[str]]:
                 found.append([label, *([kind] if table.select else []), str(len(shown)), *cells, seconds])
         if arm in table.paper:
             said = [figure(table.paper[arm].get(column, "")) for column in table.columns]
-            found.append([f"*{arm}, as published*", *([""] if table.select else []), "", *said, ""])
+            found.append([f"*{arm}, in the paper*", *([""] if table.select else []), "", *said, ""])
     return found
 
 
@@ -90,17 +91,23 @@ def cell(table: Table, column: str, kind: str, runs: Mapping[int, Record], base:
     """Mean ± standard error, and the paired difference from the baseline."""
     metric, scale = table.columns[column], table.scale.get(column, 1.0)
     values = {seed: scale * run[kind][metric] for seed, run in runs.items()}
-    text = spread(list(values.values()))
+    digits = places(list(values.values()))
+    text = spread(list(values.values()), digits)
     both = [seed for seed in values if seed in base and kind in base[seed]]
     if both:
-        text += f" ({spread([values[seed] - scale * base[seed][kind][metric] for seed in both], sign='+')})"
+        text += f" ({spread([values[seed] - scale * base[seed][kind][metric] for seed in both], digits, sign='+')})"
     return text
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
+def places(values: Sequence[float]) -> int:
+    """Digits after the point that a figure deserves: three in all or so."""
+    mean = abs(statistics.fmean(values))
+    return 1 if mean >= 10 else 3 if mean < 1 else 2
+
+
+def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
     """`2.857 ± 0.053`, or the one value there is."""
     mean = statistics.fmean(values)
-    digits = 1 if abs(mean) >= 10 else 3 if abs(mean) < 1 else 2
     if len(values) < 2:
         return f"{mean:{sign}.{digits}f}"
     error = statistics.stdev(values) / len(values) ** 0.5
@@ -117,13 +124,16 @@ def stale(slug: str, table: Table, records: Sequence[Record]) -> set[str]:
     return {r["arm"] for r in records if r["digest"] != digest(table.arms[r["arm"]], job_of(slug, r))}
 
 
-def commands_of(table: Table, records: Sequence[Record]) -> list[str]:
+def commands_of(slug: str, name: str, table: Table, records: Sequence[Record]) -> list[str]:
     """One command for each arm, of its first seed."""
     found = []
     for arm in table.arms:
         first = next((record for record in records if record["arm"] == arm), None)
-        if first and not table.arms[arm].measure:
-            found.append(f"{shlex.join(first['command'])} --workdir=runs/one")
+        if first and table.arms[arm].measure:
+            found.append(f"mixcon reproduce {slug} --table {name} --arm {shlex.quote(arm)}")
+        elif first:
+            program, verb, *flags = first["command"]
+            found.append(" ".join([program, verb, *map(configs.typed, flags), "--workdir=runs/one"]))
     return found
 
 

@@ -139,7 +139,7 @@ def test_the_command_prints_the_table_and_writes_the_page(folder, capsys):
     for text in (said, page):
         assert "A line (Gauss, 1809)" in text
         assert f"({mean:+.3f} ± {error:.3f})" in text
-        assert "*line, as published*" in text
+        assert "*line, in the paper*" in text
         assert "mixcon train --config=configs/line.py:small --config.slope=False --config.seed=0" in text
         assert "Found: It does." in text
 
