@@ -27,6 +27,7 @@ VARIANTS = {
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
+    "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),
     "meow": (
         "acm",
         "imdb",
@@ -39,7 +40,6 @@ VARIANTS = {
         "small",
         "adameow_small",
     ),
-    "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),
     "mixup_classification": (
         *("cifar100_r18", "cifar100_rx50", "cifar100_deit", "tiny_r18", "tiny_rx50", "imagenet_r18", "imagenet_r50"),
         *("imagenet_rsb_a3", "imagenet_deit_s", "small", "small_vit", "small_cifar10"),

@@ -9,8 +9,8 @@ from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
 from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
-from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.projected import projected, relu_mlp
+from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit

@@ -73,6 +73,8 @@ __all__ = [
     "random_queue",
     "siglip",
     "soft_clip",
+    "sogclr",
+    "sogclr_clip",
     "supcon",
     "triplet",
     "uniformity",

@@ -2,6 +2,7 @@
 
 `<config>:<argument>` -> overrides (what follows `--config.`) that make a run of six steps cheap.
 """
+
 CASES = {
     "mixup_classification:small": (  # looks at the network
         "mixer.name=snapmix",
@@ -72,9 +73,16 @@ CASES = {
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
-    "cmixup:small": (),
-    "cmixup:crime": ("mixer.partner=representation",),
-    "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
+    "mochi:small": (  # the warm-up ends within the run, the queue goes round
+        "batch_size=32",
+        "objective.size=128",
+        "mixer.num_hard=16",
+        "mixer.num_mix=4",
+        "mixer.num_query_mix=4",
+        "mixer.warmup_epochs=0.1",
+        "model.backbone.widths=(64, 16, 16)",
+        "data.evals={}",
+    ),
     "meow:small": (
         "graph.nodes=400",
         "views.neighbors=(20,30)",
@@ -86,16 +94,6 @@ CASES = {
         "probe={'learning_rate': 0.03, 'steps': 5, 'repeats': 2}",
         "probe_labels=(20,)",
         "cluster_runs=1",
-    ),
-    "mochi:small": (  # the warm-up ends within the run, the queue goes round
-        "batch_size=32",
-        "objective.size=128",
-        "mixer.num_hard=16",
-        "mixer.num_mix=4",
-        "mixer.num_query_mix=4",
-        "mixer.warmup_epochs=0.1",
-        "model.backbone.widths=(64, 16, 16)",
-        "data.evals={}",
     ),
     "isogclr:small": (),
     "isogclr:cifar10": (
