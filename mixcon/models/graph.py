@@ -155,6 +155,7 @@ class MetaPathContextEncoder(nnx.Module):
 
         def enter(layer: nnx.Linear, x: LinearMap | None) -> Array:
             kernel = layer.kernel[...]
+            assert layer.bias is not None
             return (kernel if x is None else apply(x, kernel)) + layer.bias[...][None]
 
         plain = [jax.nn.elu(drop(enter(layer, x))) for layer, x in zip(self.target, views.target, strict=True)]

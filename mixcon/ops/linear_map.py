@@ -79,7 +79,8 @@ def linear_map(
 def _distinct_rows(csr: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """(the first row of each kind, which kind each row is of), by their bytes."""
     kinds: dict[bytes, int] = {}
-    first, of = [], np.empty(csr.shape[0], np.int64)
+    first: list[int] = []
+    of = np.empty(csr.shape[0], np.int64)
     for i, (start, end) in enumerate(itertools.pairwise(csr.indptr)):
         content = csr.indices[start:end].tobytes() + csr.data[start:end].tobytes()
         of[i] = kinds.setdefault(content, len(kinds))
