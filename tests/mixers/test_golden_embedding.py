@@ -17,7 +17,7 @@ from mixcon.mixers.embedding import (
 from mixcon.mixers.linear import select_weight
 from mixcon.mixers.partner import label_kernel_logits
 from mixcon.mixers.plan import Plan, make_plan, mix, mix_pairs, mix_targets
-from mixcon.mixers.token import union_mask
+from mixcon.mixers.text import union_mask
 
 
 def test_slerp_and_geodesic_mix(golden, close):
