@@ -178,25 +178,40 @@ def probe_report(x: np.ndarray, graph: HeteroGraph, config: ml_collections.Confi
 
 
 def raw_features(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
-    """Baseline: the target's features, 64 singular directions of them, through the same evaluations."""
-    return without_training(config, lambda x, smooth: x)
+    """Baseline: the target's features, rows of sum one, in 64 singular directions, through the same evaluations."""
+    return without_training(config, lambda graph, smooth: directions(rows_of_one(graph)))
 
 
 def smoothed_features(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
     """Baseline: the same features after two steps along the mean meta-path (Wu et al., SGC, 2019)."""
-    return without_training(config, lambda x, smooth: smooth @ (smooth @ x))
+    return without_training(config, lambda graph, smooth: directions(smooth @ (smooth @ rows_of_one(graph))))
+
+
+def smoothed_counts(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+    """Baseline: the features as they are, in 64 singular directions, then the two steps."""
+    return without_training(config, lambda graph, smooth: smooth @ (smooth @ directions(sum(graph.target))))
+
+
+def rows_of_one(graph: HeteroGraph) -> sp.spmatrix:
+    """Features of the targets, their mean where each path has its own."""
+    return sum(map(metapaths.normalize_rows, graph.target)) / len(graph.target)
+
+
+def directions(x: sp.spmatrix) -> np.ndarray:
+    """Coordinates along the 64 largest singular directions."""
+    from sklearn.decomposition import TruncatedSVD
+
+    return TruncatedSVD(64, random_state=0).fit_transform(x)
 
 
 def without_training(config: ml_collections.ConfigDict, features: Callable) -> dict[str, float]:
-    """The evaluations of features that no one has trained, by the names that a run logs."""
-    from sklearn.decomposition import TruncatedSVD
-
+    """The evaluations of features that no one has trained, by the names that a run logs; of unit spread over all, as
+    the probe's few steps do not fit small numbers."""
     graph: HeteroGraph = configs.call(config.graph)
     ties, neighbors = config.views.ties, config.views.neighbors
     near = [metapaths.pathsim_topk(p.counts, k, ties=ties) for p, k in zip(graph.paths, neighbors, strict=True)]
-    smooth = sum(map(metapaths.normalize_adjacency, near)) / len(near)
-    x = features(sum(map(metapaths.normalize_rows, graph.target)) / len(graph.target), smooth)
-    x = TruncatedSVD(64, random_state=config.seed).fit_transform(x)
+    x = features(graph, sum(map(metapaths.normalize_adjacency, near)) / len(near))
+    x = x / x.std()
     clusters = cluster_nmi_ari(x, graph.labels, classes=graph.classes, runs=config.cluster_runs)
     report = {f"probe/{name}": value for name, value in probe_report(x, graph, config)}
     return {

@@ -122,3 +122,13 @@ CASES = {
         "model.scan_layers=False",
     ),
 }
+
+# Further forms of a paper whose first form is above: they take part in the slow tests only.
+FURTHER = (
+    "mixup_classification:small_vit",
+    "cmixup:crime",
+    "cmixup:sinusoid",
+    "isogclr:cifar10",
+    "isogclr:cc3m",
+    "m3col:n24news",
+)

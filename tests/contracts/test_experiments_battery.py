@@ -5,8 +5,8 @@ import shutil
 
 import jax
 import pytest
-from experiment_cases import CASES
-from runs import assert_same_run, forget_steps_after, measured
+from experiment_cases import CASES, FURTHER
+from run_files import assert_same_run, forget_steps_after, measured
 
 from mixcon import config as configs
 from mixcon.train import loop
@@ -28,7 +28,7 @@ def _standard_promotion():
         yield
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in FURTHER)) for c in CASES])
 def test_a_run_that_was_cut_off_is_the_run_that_was_not(case, tmp_path):
     name, variant = case.split(":")
     overrides = [f"--config.{each}" for each in (*COMMON, *CASES[case])]

@@ -9,7 +9,7 @@ import time
 
 import jax
 import pytest
-from runs import assert_same_run, forget_steps_after
+from run_files import assert_same_run, forget_steps_after
 from tiny import OVERRIDES, child_environment, tiny_config
 
 from mixcon.train import loop
