@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from run_files import measured
 
 from experiments import cmixup
 from mixcon import config as configs
@@ -14,7 +15,6 @@ from mixcon.data.catalog import locate
 from mixcon.data.sources import Arrays
 from mixcon.errors import InputError
 from mixcon.train import loop
-from runs import measured
 
 RNG = np.random.default_rng(0)
 BATCH = {"x": RNG.normal(size=(8, 3)).astype(np.float32), "y": RNG.normal(size=(8, 1)).astype(np.float32)}  # 4 couples

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from run_files import measured
 
 from mixcon import config as configs
 from mixcon.data import labelled
@@ -14,7 +15,6 @@ from mixcon.errors import InputError
 from mixcon.mixers.classifier import NAMES
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
-from runs import measured
 
 CONFIG = "configs/mixup_classification.py"
 TINY = ("mesh.data=1", "steps=2", "batch_size=8", "log_every=1", "eval_every=-1", "checkpoint.every=2",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from runs import assert_same_run, forget_steps_after, measured
+from run_files import assert_same_run, forget_steps_after, measured
 
 from mixcon.data.sources import Arrays
 from mixcon.errors import InputError
