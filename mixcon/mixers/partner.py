@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mixcon.errors import InputError
@@ -187,7 +188,7 @@ def check_labels(name: str, values: Array | None) -> None:
     """Refuse known regression targets that are missing or not finite; traced values pass."""
     if values is not None and values.size == 0:
         raise InputError(f"{name} is empty: there is nobody to mix with.")
-    if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+    if values is not None and not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
         raise InputError(f"{name} holds values that are not finite; leave those examples out.")
 
 

@@ -163,8 +163,10 @@ def dense_targets(y: Array, num_classes: int | None, smoothing: float = 0.0) -> 
     if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
         if num_classes is None:
             raise InputError("y holds class indices: give num_classes=C (or pass float targets for regression).")
-        if not isinstance(y, jax.core.Tracer) and y.size and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
-            raise InputError(f"y holds classes {int(y.min())} to {int(y.max())}, num_classes is {num_classes}.")
+        if not isinstance(y, jax.core.Tracer) and y.size:
+            known = np.asarray(y)  # also of a constant inside jit, where jnp's minimum would be traced
+            if not 0 <= known.min() <= known.max() < num_classes:
+                raise InputError(f"y holds classes {known.min()} to {known.max()}, num_classes is {num_classes}.")
         y = jax.nn.one_hot(y, num_classes, dtype=jnp.float32)
     elif not jnp.issubdtype(y.dtype, jnp.floating):
         y = y.astype(jnp.float32)
