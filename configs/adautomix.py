@@ -193,7 +193,8 @@ def pictures(config: ml_collections.ConfigDict, dataset: str, side: int = 0) -> 
     else:  # Tiny-ImageNet and FGVC-Aircraft in parquet
         read = dict(name="mixcon.data.labelled.parquet_images", size=size)
         folder = {"tiny": "tiny_imagenet"}.get(dataset, dataset)
-        sides = dict(train=read | dict(dataset=folder, side="train"), test=read | dict(dataset=folder, side="test"))
+        held = "valid" if dataset == "tiny" else "test"
+        sides = dict(train=read | dict(dataset=folder, side="train"), test=read | dict(dataset=folder, side=held))
     config.data = sides | dict(split_by_seed=False, max_bad_share=0.0, threads=16, prefetch=4)
     crop = dict(name="mixcon.data.augment.random_resized_crop")
     if dataset == "cifar100":

@@ -1,11 +1,14 @@
 """Any mixing policy on a classifier: the benchmark of OpenMixup (Li et al. 2022).
 
 `cifar100_r18`, `cifar100_rx50`, `cifar100_deit`, `tiny_r18`, `tiny_rx50`, `imagenet_r18`, `imagenet_r50`,
-`imagenet_rsb_a3`, `imagenet_deit_s`: as published. `small`: 500 digits, 40 % of their labels drawn anew, seconds on
-one CPU core; `small_vit`: the same on a tiny transformer, for the policies that mix tokens or read attention;
+`imagenet_rsb_a3`, `imagenet_deit_s`: as published, but for what is listed below. `small`: 500 digits, 40 % of their
+labels drawn anew, seconds on one CPU core; `small_vit`: the same on a tiny transformer, for the policies that mix tokens or read attention;
 `small_cifar10`: 5,000 pictures of CIFAR-10 (JPEG), minutes.
 
     mixcon train --config configs/mixup_classification.py:small --config.mixer.name=cutmix
+
+Not as published: no RandAugment for the transformers; CIFAR is padded with zeros before it is shifted; ImageNet is read
+at the size of training, so that its crops are cut from a centre crop; temperatures are fitted on test pictures.
 """
 
 import ml_collections
@@ -137,13 +140,13 @@ def pictures(config: ml_collections.ConfigDict, dataset: str, side: int) -> None
     size = None if side == DATASETS[dataset][2] < 224 else (side, side)
     if dataset == "tiny":
         read = dict(name="mixcon.data.labelled.parquet_images", dataset="tiny_imagenet", size=size)
-        train, held, test = (read | dict(side=part) for part in ("train", "valid", "valid"))
+        train, held, test = (read | dict(side=part) for part in ("train", "valid", "valid"))  # fitted on what is tested
     else:
         read = dict(name="mixcon.data.labelled.tfds_images", size=size)
         name, split = ("cifar100", "test") if dataset == "cifar100" else ("imagenet2012", "validation")
         read["dataset"] = name
-        # The temperature is fitted on the first tenth of what is tested; the recipes hold nothing out of training.
-        train, held, test = (read | dict(split=part) for part in ("train", f"{split}[:10%]", f"{split}[10%:]"))
+        # The recipes hold nothing out of training: the temperature is fitted on a tenth of what it is tested on.
+        train, held, test = (read | dict(split=part) for part in ("train", f"{split}[:10%]", split))
     config.data = dict(train=train, held=held, test=test, max_bad_share=0.0, threads=16, prefetch=4)
     crop = dict(name="mixcon.data.augment.random_resized_crop")
     if dataset == "cifar100":

@@ -66,7 +66,7 @@ def published(
     config.eval_every = config.steps // 10
     config.checkpoint = dict(every=2_000, keep=2, keep_every=0)
     if images < 1_000_000:  # a folder of parquet files with the 100 classes; see `parquet_images`
-        name, train, test = "mixcon.data.labelled.parquet_images", dict(side="train"), dict(side="val")
+        name, train, test = "mixcon.data.labelled.parquet_images", dict(side="train"), dict(side="valid")
         dataset = "imagenet100"
     else:
         name, train, test = "mixcon.data.labelled.tfds_images", dict(split="train"), dict(split="validation")

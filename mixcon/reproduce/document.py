@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ def study_text(slug: str, study: Study, records: Sequence[Record]) -> str:
             parts.append("† run with an earlier form of its config.\n")
         if table.select:
             better = "lowest" if table.select.startswith("-") else "highest"
-            parts.append(f"Best: {better} `{table.select.removeprefix('-')}`.\n")
+            chosen = ", chosen on the test set" if "/test/" in table.select else ""
+            parts.append(f"Best: {better} `{table.select.removeprefix('-')}`{chosen}.\n")
         if table.found:
             parts.append(f"Found: {table.found}\n")
         commands = "\n".join(commands_of(slug, name, table, here))
@@ -94,7 +96,7 @@ def cell(table: Table, column: str, kind: str, runs: Mapping[int, Record], base:
     digits = places(list(values.values()))
     text = spread(list(values.values()), digits)
     both = [seed for seed in values if seed in base and kind in base[seed]]
-    if both:
+    if len(both) > 1:
         text += f" ({spread([values[seed] - scale * base[seed][kind][metric] for seed in both], digits, sign='+')})"
     return text
 
@@ -133,7 +135,8 @@ def commands_of(slug: str, name: str, table: Table, records: Sequence[Record]) -
             found.append(f"mixcon reproduce {slug} --table {name} --arm {shlex.quote(arm)}")
         elif first:
             program, verb, *flags = first["command"]
-            found.append(" ".join([program, verb, *map(configs.typed, flags), "--workdir=runs/one"]))
+            workdir = "-".join(re.findall(r"\w+", f"{slug} {name} {arm}"))
+            found.append(" ".join([program, verb, *map(configs.typed, flags), f"--workdir=runs/{workdir}"]))
     return found
 
 

@@ -161,6 +161,16 @@ def ema_teacher(
     return wrapped
 
 
+def refuse_parts(name: str, allowed: tuple[str, ...], why: str) -> None:
+    """Refuse a gradient by its dotted name where a method needs its batch whole.
+
+    Example:
+      >>> refuse_parts(config.gradient.name, ("standard",), "partners are drawn over the whole batch")
+    """
+    if name.rpartition(".")[2] not in allowed:
+        raise InputError(f"gradient.name={name!r} cuts the batch into parts, but {why}; use {' or '.join(allowed)}")
+
+
 def check_parts(parts: int) -> None:
     """Refuse what is no number of parts; whether it divides the batch is seen at the batch."""
     if not isinstance(parts, int) or parts < 1:

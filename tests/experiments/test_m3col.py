@@ -178,7 +178,7 @@ def test_the_switch_is_at_an_epoch():
         ("contrast.mixed=('image',)", "names 'image', which is not one of the modalities mrna"),
         ("input_mixup=('text',)", "input_mixup names 'text'"),
         ("modalities=('mrna',)", "at least two modalities, got 1; train one with weight 0"),
-        ("gradient.name=mixcon.train.gradients.grad_cache", "use gradient standard or accumulate"),
+        ("gradient.name=mixcon.train.gradients.grad_cache", "use standard or accumulate"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(override, sentence, tmp_path):
