@@ -2,8 +2,8 @@
 
 `cifar100_r18`, `cifar100_rx50`, `cifar100_deit`, `tiny_r18`, `tiny_rx50`, `imagenet_r18`, `imagenet_r50`,
 `imagenet_rsb_a3`, `imagenet_deit_s`: as published, but for what is listed below. `small`: 500 digits, 40 % of their
-labels drawn anew, seconds on one CPU core; `small_vit`: the same on a tiny transformer, for the policies that mix tokens or read attention;
-`small_cifar10`: 5,000 pictures of CIFAR-10 (JPEG), minutes.
+labels drawn anew, seconds on one CPU core; `small_vit`: the same on a tiny transformer, for the policies that mix
+tokens or read attention; `small_cifar10`: 5,000 pictures of CIFAR-10 (JPEG), minutes.
 
     mixcon train --config configs/mixup_classification.py:small --config.mixer.name=cutmix
 
