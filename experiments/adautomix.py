@@ -116,7 +116,7 @@ def make_pixels(config: ml_collections.ConfigDict) -> Pixels:
     augment = data.augment.compose(*map(configs.partial, config.augment))
 
     def pixels(images: jax.Array, key: jax.Array | None) -> jax.Array:
-        images = images if jnp.issubdtype(images.dtype, jnp.floating) else data.augment.to_float(images)
+        images = data.augment.unit_float(images)
         images = images if key is None else augment(key, images)
         return data.augment.normalize(images, config.image_mean, config.image_std)
 

@@ -63,20 +63,17 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         value, aux, state = loss.apply(state, reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, **which)
         return value, aux | {"logit_scale": scale}, state
 
-    def averaged(state: TrainState) -> dict:
-        return state.ema if config.ema else state.params
-
     def embed_pairs(state: TrainState, pairs: data.Source) -> dict[str, np.ndarray]:
         def features(batch: Batch) -> dict[str, jax.Array]:
             ready = {"image": pixels(data.augment.to_float(batch["image"])), "tokens": batch["tokens"]}
-            return encode(averaged(state), state.extra, ready, key=None, train=False)[0]
+            return encode(state.averaged, state.extra, ready, key=None, train=False)[0]
 
         return embed(features, data.eval_batches(pairs, batch_size=EVAL_BATCH, transform=captions, **process_share()))
 
     def embed_texts(state: TrainState, texts: Sequence[str]) -> np.ndarray:
         tokens = tokenizer.encode(texts, length)
         encoder = jax.jit(lambda params, tokens: model.apply(params, state.extra, tokens, method="encode_text")[0])
-        return np.asarray(jax.device_get(encoder(averaged(state), tokens)))
+        return np.asarray(jax.device_get(encoder(state.averaged, tokens)))
 
     return assemble(
         config,

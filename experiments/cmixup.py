@@ -128,7 +128,7 @@ def evaluator(model: models.Model, part: Arrays) -> Evaluator:
         return dict(regression_report(model.apply(params, extra, x)[0], y, group))
 
     def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
-        found = jax.device_get(score(state.params, state.extra, x, y))
+        found = jax.device_get(score(state.averaged, state.extra, x, y))
         yield from ((name, float(value)) for name, value in found.items())
 
     return evaluate

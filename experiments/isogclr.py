@@ -71,7 +71,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return loss.apply(state, reps["first"], reps["second"], index=batch["index"], epoch=epoch)
 
     def embedded(state: TrainState, held_out: data.Source) -> dict[str, np.ndarray]:
-        params = state.ema if config.ema else state.params
+        params = state.averaged
 
         def features(batch: Batch) -> dict[str, jax.Array]:
             found = {}

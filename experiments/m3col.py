@@ -109,7 +109,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         batches = data.eval_batches(configs.call(piece), batch_size=EVAL_BATCH, transform=transform, **process_share())
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
-            found = predict((state.ema if config.ema else state.params, state.extra), batches)
+            found = predict((state.averaged, state.extra), batches)
             labels, _ = found.pop("label"), found.pop("index")
             yield from multimodal_report(found, labels)
 

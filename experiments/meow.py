@@ -146,7 +146,7 @@ def embedder(config: ml_collections.ConfigDict, model: Model, views: GraphViews)
     """Embeddings of a state: those of the last training forward, dropout on, or of a forward without."""
 
     def clean(state: TrainState) -> np.ndarray:
-        params = {name: value for name, value in state.params.items() if name != "pair"}
+        params = {name: value for name, value in state.averaged.items() if name != "pair"}
         encode = jax.jit(lambda params, extra, views: model.apply(params, extra, views)[0].embedding)
         return np.asarray(jax.device_get(encode(params, state.extra, jax.device_put(views))))
 

@@ -167,7 +167,7 @@ def evaluator(config: ml_collections.ConfigDict, ask: Callable[..., Any]) -> Eva
         return data.eval_batches(source, batch_size=min(EVAL_BATCH, len(source)), **process_share())
 
     def evaluate(state: TrainState) -> Iterator[tuple[str, Any]]:
-        weights = (state.ema if config.ema else state.params, state.extra)
+        weights = (state.averaged, state.extra)
         found, known = plain(weights, batches(test)), plain(weights, batches(held))
         z, label = found["logits"], found["label"]
         order = np.argsort(-z, axis=1, kind="stable")[:, : min(5, classes)]

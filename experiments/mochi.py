@@ -57,7 +57,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return data.augment.normalize(images, config.image_mean, config.image_std)
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
-        images = as_float(batch["image"])
+        images = data.augment.unit_float(batch["image"])
         views = {
             name: pixels(augment(k, images)) for name, k in zip(("query", "key"), jax.random.split(key), strict=True)
         }
@@ -78,8 +78,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         """Features for the probe, unit embeddings, and labels."""
 
         def outputs(batch: Batch) -> dict[str, jax.Array]:
-            ready = pixels(center(as_float(batch["image"])))
-            out, _ = model.apply(state.params, state.extra["stats"], ready)
+            ready = pixels(center(data.augment.unit_float(batch["image"])))
+            out, _ = model.apply(state.averaged, state.extra["stats"], ready)
             return {"features": out["features"], "embedding": l2_normalize(out["embedding"]), "label": batch["label"]}
 
         return embed(outputs, data.eval_batches(images, batch_size=config.batch_size, **process_share()))
@@ -126,11 +126,6 @@ def read_mixing(config: ml_collections.ConfigDict, steps_per_epoch: float) -> Mi
     if name != "mochi":
         raise InputError(f"mixer.name={name!r} is no mixer of negatives: none (MoCo) or mochi")
     return Mixing(warmup_steps=round(options.pop("warmup_epochs") * steps_per_epoch), **options)
-
-
-def as_float(images: jax.Array) -> jax.Array:
-    """Pictures in [0, 1], whether they come as bytes or as they are."""
-    return data.augment.to_float(images) if images.dtype == jnp.uint8 else images
 
 
 def evaluators(

@@ -49,6 +49,16 @@ def to_float(images: Array, dtype: jnp.dtype = jnp.float32) -> Array:
     return images.astype(dtype) / jnp.asarray(255, dtype)
 
 
+def unit_float(images: Array) -> Array:
+    """Images as floats in [0, 1], whether they come as bytes or so already.
+
+    Example:
+        >>> unit_float(jnp.full((1, 1, 1, 3), 0.5)).dtype.name
+        'float32'
+    """
+    return images if jnp.issubdtype(images.dtype, jnp.floating) else to_float(images)
+
+
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """`(images - mean) / std` per channel.
 

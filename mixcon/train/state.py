@@ -46,6 +46,11 @@ class TrainState(NamedTuple):
     health: Health
     patience: PyTree = ()  # a `Patience`, or () when the run does not wait for improvement
 
+    @property
+    def averaged(self) -> PyTree:
+        """The parameters to evaluate: their average where one is kept."""
+        return self.ema or self.params
+
 
 class Task(NamedTuple):
     """What one step optimises, as three pure functions.
