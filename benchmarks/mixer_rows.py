@@ -70,6 +70,8 @@ def looking() -> dict[str, Callable[[Array, Data], tuple[Array, Array]]]:
 def learned() -> dict[str, Callable[[Array, Data], tuple[Array, Array]]]:
     """Learned masks on features [B, 14, 14, 256] of a ResNet-18's third stage, and AlignMix on its last map."""
     blocks = {v: m.MixBlock(256, 16, variant=v, rngs=nnx.Rngs(0)) for v in ("automix", "samix")}
+    for block in blocks.values():
+        block.eval()  # running statistics: nothing is written while the call is traced
     net = m.AdaptiveMask(256, 16, rngs=nnx.Rngs(0))
 
     def automix(block: m.MixBlock, key: Array, d: Data) -> tuple[Array, Array]:
