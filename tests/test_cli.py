@@ -63,7 +63,7 @@ def test_a_misspelt_key_is_named_with_its_neighbour(capsys, tmp_path):
         (["--config.checkpoint.every=0"], "checkpoint.every=0 must be at least 1"),
         (["--config.ema=1.5"], "between 0 and 1"),
         (["--config.nonfinite=ignore"], "valid names: skip, stop"),
-        (["--config.optimizer.name=sgd"], "takes no arguments b1, b2, eps, weight_decay"),
+        (["--config.optimizer.name=sgd"], "takes no arguments b1, b2, eps"),
         (["--config.gradient.name=mixcon.train.gradients.grad_cache"], "missing a required argument: 'parts'"),
         (
             ["--config.gradient.name=mixcon.train.gradients.grad_cache", "--config.gradient.parts=0"],
