@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from mixcon.errors import InputError
-from mixcon.mixers.plan import Plan, at, check_unit
+from mixcon.mixers.plan import Plan, at
 from mixcon.mixers.warp import wide_dtype
 
 
@@ -150,7 +150,7 @@ def binary_cross_entropy(
 
     Args:
         logits: [N, K].
-        targets: in [0, 1], [N, K].
+        targets: in [0, 1], [N, K] (two-hot rows of one class twice reach 2, as published).
         neg_weight: ω, weight of the terms whose target is 0.
         threshold: if given, targets above it become 1 and the others 0 (as in the RSB recipe).
     Returns:
@@ -167,7 +167,6 @@ def binary_cross_entropy(
     _check_pair(logits, targets)
     if neg_weight < 0 or (threshold is not None and not 0 <= threshold < 1):
         raise InputError(f"want neg_weight ≥ 0 and threshold in [0, 1); got {neg_weight}, {threshold}.")
-    check_unit("targets", targets)
     z, y = _wide(logits), _wide(targets)
     y = y if threshold is None else (y > threshold).astype(y.dtype)
     terms = jax.nn.softplus(z) - y.astype(z.dtype) * z
