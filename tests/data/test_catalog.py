@@ -116,7 +116,7 @@ def test_locate_prefers_the_users_folder_then_the_cache(home, monkeypatch):
 def test_locate_says_what_to_put_where():
     with pytest.raises(InputError, match=r"mixcon data fetch wikitext2.*MIXCON_DATA"):
         locate("wikitext2")
-    with pytest.raises(InputError, match=r"CIFAR-10-images, its folders packed as train.parquet.*put its files into .*cifar10_jpeg"):
+    with pytest.raises(InputError, match=r"CIFAR-10-images, its folders packed .*put its files into .*cifar10_jpeg"):
         locate("cifar10_jpeg")
     with pytest.raises(InputError, match="Did you mean wikitext2"):
         locate("wikitext")
