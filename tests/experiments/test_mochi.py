@@ -158,7 +158,7 @@ def test_full_size_traces(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(buffer, "JPEG")
         cells.append({"bytes": buffer.getvalue(), "path": None})
     (tmp_path / "imagenet100").mkdir()
-    for side in ("train", "val"):
+    for side in ("train", "valid"):
         table = pa.table({"image": cells, "label": list(range(8))})
         pq.write_table(table, tmp_path / "imagenet100" / f"{side}.parquet")
     monkeypatch.setenv("MIXCON_DATA", str(tmp_path))

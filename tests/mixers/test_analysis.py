@@ -57,7 +57,7 @@ def test_sheet_draws_real_pictures(tmp_path):
 @pytest.mark.slow
 def test_sheet_draws_every_policy():
     figure = draw_sheet(photographs(64))
-    assert len(figure.axes) == 4 * 21
+    assert len(figure.axes) == 4 * 22
 
 
 def test_sheet_refuses_what_it_cannot_draw(tmp_path):
