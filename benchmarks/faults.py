@@ -220,7 +220,7 @@ def files(bench: Bench, _: int) -> Iterator[Row]:
                     and found.step == before
                     and jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), found.state, good.state))
                 )
-                named = found is not None and any(str(newest) in text for text in found.skipped)
+                named = found is not None and any(str(newest) in text for text in found.warnings)
                 yield {
                     "survived": right and named and (workdir / "quarantine").is_dir(),
                     "steps_lost": newest - (found.step if found else 0) - (newest - before),

@@ -1,12 +1,13 @@
 """Checkpoints through Orbax: asynchronous, atomic, verified before they are trusted.
 
 A step folder holds the device state, the data iterator's state and the provenance; a digest of every
-file is written beside it once Orbax has committed it. Restoring walks from the newest step down,
-puts aside what is incomplete or damaged, and says so.
+file is written beside it before Orbax commits it, so that no committed step is without one. Restoring
+walks from the newest step down, puts aside what is incomplete or damaged, and says so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pathlib
@@ -15,13 +16,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.path import atomicity
 
 from mixcon.errors import InputError
 from mixcon.train.state import TrainState
 
 CHUNK = 2**22  # bytes read at a time while a digest is made
+UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 
 
 class Restored(NamedTuple):
@@ -31,7 +36,7 @@ class Restored(NamedTuple):
     state: TrainState
     data: dict[str, Any]
     provenance: dict[str, Any]
-    skipped: list[str]  # one sentence for each newer step that could not be used
+    warnings: list[str]  # one sentence for each newer step that could not be used, and for missing checksums
 
 
 class Checkpoints:
@@ -49,6 +54,7 @@ class Checkpoints:
         self.read_only = read_only
         self.keep, self.keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
+        self._last = -1  # step whose writing was started last
 
     @property
     def manager(self) -> ocp.CheckpointManager:
@@ -60,7 +66,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                temporary_path_class=WithDigests,
             )
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         return self._manager
@@ -68,8 +74,9 @@ class Checkpoints:
     def save(self, state: TrainState, data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Copy to the host, then write in the background; a second save waits for the first."""
         step = int(jax.device_get(state.step))
-        if step in self.steps():
+        if step == self._last or step in self.steps():
             return
+        self._last = step
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -83,7 +90,8 @@ class Checkpoints:
         """Until what was saved is on disk; raises what went wrong in the background."""
         if self._manager is not None:
             self._manager.wait_until_finished()
-            self._write_digests()
+            if jax.process_index() == 0:
+                forget_digests(self.directory)
 
     def close(self) -> None:
         """Wait and release."""
@@ -97,6 +105,13 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def unfinished(self) -> list[int]:
+        """Steps whose writing was cut off; nothing of them is used, and the next save clears them away."""
+        if not self.directory.is_dir():
+            return []
+        names = (p.name.removesuffix(UNFINISHED) for p in self.directory.iterdir() if p.name.endswith(UNFINISHED))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored | None:
         """The newest step that is complete and readable, or the one asked for.
@@ -116,16 +131,22 @@ class Checkpoints:
             raise InputError(f"no checkpoint of step {step} in {self.directory}; there are: {self.steps() or 'none'}")
         skipped: list[str] = []
         for candidate in reversed(candidates):
-            reason = damage(self.directory / str(candidate), self._digest_file(candidate))
-            if reason is None:
+            digest_file = digest_file_of(self.directory / str(candidate))
+            share = (jax.process_index(), jax.process_count())  # of the files, for this process to check
+            reason = damage(self.directory / str(candidate), digest_file, share=share)
+            if all_agree(reason is None):
                 try:
-                    return self._read(candidate, like, skipped)
+                    found = self._read(candidate, like)
+                    unchecked = [] if readable(digest_file) else [f"checkpoint of step {candidate} has no checksums"]
+                    return found._replace(warnings=skipped + unchecked)
                 except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                     mismatch = self._mismatch(candidate, like)
                     if mismatch:
                         raise InputError(mismatch) from error
-            skipped.append(f"checkpoint of step {candidate} was passed over: {reason}")
+            skipped.append(
+                f"checkpoint of step {candidate} was passed over: {reason or 'damaged, as another process found'}"
+            )
             self._quarantine(candidate)
         if skipped:
             raise InputError(f"no checkpoint in {self.directory} can be read. " + " ".join(skipped))
@@ -140,13 +161,13 @@ class Checkpoints:
                 continue
         return None
 
-    def _read(self, step: int, like: TrainState, skipped: list[str]) -> Restored:
+    def _read(self, step: int, like: TrainState) -> Restored:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore(), provenance=ocp.args.JsonRestore()
         )
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             found = reader.restore(self.directory / str(step), args=args)
-        return Restored(step, found.state, found.data, found.provenance, skipped)
+        return Restored(step, found.state, found.data, found.provenance, [])
 
     def _mismatch(self, step: int, like: TrainState) -> str | None:
         """Sentence on shapes that differ between the checkpoint and the model, if any."""
@@ -162,24 +183,6 @@ class Checkpoints:
         lines = [f"{k}: checkpoint {there.get(k, 'absent')}, model {here.get(k, 'absent')}" for k in wrong[:5]]
         return f"checkpoint of step {step} belongs to another model ({len(wrong)} arrays differ): " + "; ".join(lines)
 
-    def _digest_file(self, step: int) -> pathlib.Path:
-        return self.directory.parent / "digests" / f"{step}.json"
-
-    def _write_digests(self) -> None:
-        """A checksum of every file of every committed step that has none yet; drop those of deleted steps."""
-        if self.read_only or jax.process_index() != 0:
-            return
-        folder = self.directory.parent / "digests"
-        folder.mkdir(parents=True, exist_ok=True)
-        steps = self.steps()
-        for step in steps:
-            target = self._digest_file(step)
-            if not target.exists():
-                write_atomically(target, json.dumps(digests(self.directory / str(step))))
-        for old in folder.glob("*.json"):
-            if old.stem.isdigit() and int(old.stem) not in steps:
-                old.unlink(missing_ok=True)
-
     def _quarantine(self, step: int) -> None:
         """Move a damaged step out of the way, so that its number can be written again."""
         if self.read_only or jax.process_index() != 0:
@@ -188,7 +191,29 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         target = aside / f"{step}-{len(list(aside.iterdir()))}"
         (self.directory / str(step)).rename(target)
-        self._digest_file(step).unlink(missing_ok=True)
+        digest_file_of(self.directory / str(step)).unlink(missing_ok=True)
+
+
+class WithDigests(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's folder of a step that is being written; its digests come first, then the rename that commits it."""
+
+    async def finalize(self) -> None:
+        """Called by the process that commits, in the background, once all arrays are written."""
+        step = pathlib.Path(self.get_final())
+        if not step.name.isdigit():  # one of the items of a step, which Orbax commits in the same way
+            return await super().finalize()
+        await asyncio.to_thread(forget_digests, step.parent)
+        found = await asyncio.to_thread(digests, pathlib.Path(self.get()))
+        found = {name: digest for name, digest in found.items() if pathlib.Path(name).parent.name}  # others yet change
+        await asyncio.to_thread(write_digests, step, found)
+        await super().finalize()
+        written_last = {p.name: digest_of(p) for p in step.iterdir() if p.is_file()}
+        await asyncio.to_thread(write_digests, step, found | written_last)
+
+
+def all_agree(fine: bool) -> bool:
+    """Whether every process says so."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -196,30 +221,62 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in ocp.tree.to_flat_dict(tree, sep="/").items() if hasattr(v, "shape")}
 
 
+def digest_of(path: pathlib.Path) -> str:
+    """`bytes:crc32` of a file."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+    return f"{size}:{crc:08x}"
+
+
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """`{relative path: "bytes:crc32"}` of every file below a folder."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        crc, size = 0, 0
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        found[str(path.relative_to(folder))] = f"{size}:{crc:08x}"
-    return found
+    return {str(p.relative_to(folder)): digest_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def damage(folder: pathlib.Path, digest_file: pathlib.Path) -> str | None:
-    """What is wrong with a step folder, or None. A step killed before its digests is left to Orbax to judge."""
-    if not digest_file.exists():
-        return None
+def digest_file_of(step: pathlib.Path) -> pathlib.Path:
+    """`<workdir>/digests/<step>.json` of `<workdir>/checkpoints/<step>`."""
+    return step.parent.parent / "digests" / f"{step.name}.json"
+
+
+def write_digests(step: pathlib.Path, found: Mapping[str, str]) -> None:
+    """Put the digests of a step where restoring looks for them."""
+    target = digest_file_of(step)
+    target.parent.mkdir(exist_ok=True)
+    write_atomically(target, json.dumps(found))
+
+
+def forget_digests(directory: pathlib.Path) -> None:
+    """Remove the digests of steps that are not there any more."""
+    for old in digest_file_of(directory / "0").parent.glob("*.json"):
+        if not (directory / old.stem).is_dir():
+            old.unlink(missing_ok=True)
+
+
+def readable(digest_file: pathlib.Path) -> dict[str, str] | None:
+    """The digests of a step, or None where they are missing or unreadable themselves."""
     try:
-        expected = json.loads(digest_file.read_text())
-    except json.JSONDecodeError:
+        found = json.loads(digest_file.read_text())
+    except (OSError, ValueError):
         return None
-    found = digests(folder)
-    for name, digest in expected.items():
-        if found.get(name) != digest:
-            return f"{name} is {'missing' if name not in found else 'not as it was written'}"
+    return found if isinstance(found, dict) else None
+
+
+def damage(folder: pathlib.Path, digest_file: pathlib.Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a step folder, or None. Without digests it is left to Orbax to judge.
+
+    Args:
+      folder: of the step.
+      digest_file: what was written with it.
+      share: (i, n) checks only every n-th file from the i-th on; n processes together check all.
+    """
+    expected = sorted((readable(digest_file) or {}).items())
+    for name, digest in expected[share[0] :: share[1]]:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if digest_of(folder / name) != digest:
+            return f"{name} is not as it was written"
     return None
 
 

@@ -47,7 +47,7 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
         restored = Checkpoints(workdir, read_only=True).restore(loop.with_sharding(shapes, places), step=step)
         if restored is None:
             raise InputError(f"{workdir} has no checkpoint yet; train it with `mixcon train --workdir {workdir} ...`")
-        for sentence in restored.skipped:
+        for sentence in restored.warnings:
             print(f"warning: {sentence}")
         values = loop.run_evals(experiment, restored.state, workdir, restored.step)
     with (workdir / "metrics.jsonl").open("a") as file:  # where the report looks for them

@@ -1,18 +1,13 @@
-"""What a run writes down: JSON lines, TensorBoard events, a progress bar, who and what it was."""
+"""What a run writes down: JSON lines, TensorBoard events, a progress bar."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +15,6 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mixcon.train.checkpoint import write_atomically
-
-PACKAGES = ("mixcon", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Logbook:
@@ -102,26 +95,3 @@ def keep_lines_until(path: pathlib.Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             continue
     write_atomically(path, "".join(line + "\n" for line in kept))
-
-
-def provenance(config_text: str) -> dict[str, Any]:
-    """Resolved config, versions, device kind, flags and git state, as a checkpoint keeps them."""
-    device = jax.devices()[0]
-    return {
-        "config": json.loads(config_text),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
-        "processes": jax.process_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "git": git_state(),
-    }
-
-
-def git_state() -> str:
-    """Commit of the working folder, with `+` when there are changes; empty outside a repository."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +20,13 @@ from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.evals.artifacts import save_artifact
 from mixcon.train import mesh as meshes
-from mixcon.train.checkpoint import Checkpoints, Restored, write_atomically
+from mixcon.train.checkpoint import Checkpoints, write_atomically
 from mixcon.train.goodput import Goodput
 from mixcon.train.guards import disk_errors, stop_signals, workdir_lock
-from mixcon.train.logbook import Logbook, provenance
+from mixcon.train.logbook import Logbook
+from mixcon.train.provenance import compare, provenance
 from mixcon.train.state import Experiment, Metrics, PyTree, TrainState, init_state
 
-# What may change between a checkpoint and its resumption without changing what is computed.
-FREE_KEYS = ("mesh", "log_every", "eval_every", "checkpoint")
 LEAST = {"steps": 1, "log_every": 1, "eval_every": -1, "checkpoint.every": 1, "checkpoint.keep": 1}
 
 
@@ -120,19 +119,19 @@ def prepare(
 ) -> tuple[Run, TrainState, int]:
     """The run, its state and its step: from the newest checkpoint, or from the beginning."""
     text = configs.to_json(config)
-    record = provenance(text)
+    record = provenance(text, mesh)
     experiment = build(config, workdir)
     iterator = experiment.batches()
     shapes, places = state_layout(experiment, config, mesh)
+    warn([f"the writing of step {step} was cut off; nothing of it is used" for step in checkpoints.unfinished()])
     restored = checkpoints.restore(with_sharding(shapes, places))
     if restored is not None:
-        for sentence in restored.skipped:  # said at once: the next start will not meet these steps again
-            print(f"warning: {sentence}", file=sys.stderr)
-        refuse_other_config(record["config"], restored, allow_config_change)
+        warn(restored.warnings)  # at once: the next start will not meet these steps again
+        warn(compare(record, restored.provenance, step=restored.step, allow_config_change=allow_config_change))
         iterator.set_state(restored.data)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", text)
-        started = {**record, "argv": sys.argv, "started": time.time(), "mesh": dict(mesh.shape)}
+        started = {**record, "argv": sys.argv, "started": time.time()}
         write_atomically(workdir / "run.json", json.dumps(started, indent=2))
     start = restored.step if restored else 0
     state = restored.state if restored else first_state(experiment, config, places)
@@ -140,6 +139,12 @@ def prepare(
     if restored is not None:
         logbook.say(f"resuming from the checkpoint of step {start}")
     return Run(config, workdir, experiment, mesh, iterator, checkpoints, logbook, goodput, record), state, start
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """On the terminal of process 0."""
+    for sentence in sentences if jax.process_index() == 0 else ():
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 class Run:
@@ -208,6 +213,8 @@ class Run:
                         self.save(state)  # the next start makes up for the evaluation, which belongs to this step
                     self.logbook.say(f"stopping in the evaluation of step {number} as asked by a signal")
                     break
+            with self.goodput.measure("checkpoint"):
+                self.checkpoints.wait()  # a signal that comes now must not end the last save
         return state
 
     def end(self, state: TrainState) -> None:
@@ -369,18 +376,3 @@ def is_ready(x: jax.Array) -> bool:
 def device_part(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without what only the loop reads."""
     return {k: v for k, v in batch.items() if k != "skipped"}
-
-
-def refuse_other_config(ours: Mapping[str, Any], restored: Restored, allowed: bool) -> None:
-    """A checkpoint goes on under the config that made it, or on request under another."""
-    found = configs.differences(ours, restored.provenance["config"])
-    changed = {k: v for k, v in found.items() if k.split(".")[0] not in FREE_KEYS}
-    if not changed:
-        return
-    lines = "; ".join(f"{key}: now {new!r}, checkpoint {old!r}" for key, (new, old) in changed.items())
-    if not allowed:
-        raise InputError(
-            f"the checkpoint of step {restored.step} was made with another config ({lines}). "
-            "Use another --workdir, or --allow-config-change to go on with the new values."
-        )
-    print(f"warning: going on with a changed config ({lines})", file=sys.stderr)

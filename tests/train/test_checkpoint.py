@@ -47,7 +47,7 @@ def restore(run, **kwargs):
 
 def test_everything_comes_back(run):
     found = restore(run)
-    assert (found.step, found.data, found.provenance, found.skipped) == (
+    assert (found.step, found.data, found.provenance, found.warnings) == (
         3,
         {"next_index": 3},
         {"config": {"seed": 0}},
@@ -101,7 +101,7 @@ def test_a_damaged_newest_step_is_put_aside_and_named(run, hurt):
     hurt(files(run)[-1])
     found = restore(run)
     assert found.step == 2
-    assert "checkpoint of step 3 was passed over" in found.skipped[0]
+    assert "checkpoint of step 3 was passed over" in found.warnings[0]
     jax.tree.map(np.testing.assert_array_equal, found.state, state(2))
     assert [p.name for p in (run / "quarantine").iterdir()] == ["3-0"]
     again = Checkpoints(run)  # the number is free again
