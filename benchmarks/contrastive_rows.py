@@ -105,9 +105,9 @@ def cached_clip(x: Inputs) -> Any:
     )
     rows = jnp.arange(x["image"].shape[0])
     params = {k: jnp.zeros_like(x[k]) for k in ("image", "text")}
-    state = TrainState(jnp.int32(0), params, (), (), (), (), ())
+    state = TrainState(jnp.int32(0), jnp.uint32(0), params, (), (), (), (), ())
     batch = {"image": x["image"], "text": x["text"], "row": rows}
-    grads, outcome = grad_cache(task, 8)(state, batch, seed=0)
+    grads, outcome = grad_cache(task, 8)(state, batch)
     return outcome.loss, grads
 
 

@@ -63,7 +63,6 @@ def assemble(
     step = make_step(
         around(configs.call(config.gradient, task)),
         optimizer,
-        seed=config.seed,
         constrain=constrain,
         ema_decay=config.ema or None,
         nonfinite=config.nonfinite,

@@ -1,6 +1,6 @@
 """Step transforms, first half: from a task to its gradient.
 
-Each takes a `Task` and returns `gradient(state, batch, *, seed) -> (grads, Outcome)`. They differ in
+Each takes a `Task` and returns `gradient(state, batch) -> (grads, Outcome)`. They differ in
 how much of the batch is encoded at a time, and in what the objective gets to see.
 
 Shapes: B batch, M parts, b = B/M examples a part.
@@ -33,8 +33,8 @@ Gradient = Callable[..., tuple[PyTree, Outcome]]
 def standard(task: Task) -> Gradient:
     """Encode the whole batch, one objective over it, one backward pass."""
 
-    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
-        keys = {name: stream(seed, name, state.step) for name in ("prepare", "encode", "objective")}
+    def gradient(state: TrainState, batch: Batch) -> tuple[PyTree, Outcome]:
+        keys = {name: stream(state.seed, name, state.step) for name in ("prepare", "encode", "objective")}
         batch = task.prepare(batch, key=keys["prepare"], step=state.step)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, Outcome]:
@@ -58,10 +58,10 @@ def accumulate(task: Task, parts: int) -> Gradient:
     """
     check_parts(parts)
 
-    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
-        batch = task.prepare(batch, key=stream(seed, "prepare", state.step), step=state.step)
-        keys = jax.random.split(stream(seed, "encode", state.step), parts)
-        objective_keys = jax.random.split(stream(seed, "objective", state.step), parts)
+    def gradient(state: TrainState, batch: Batch) -> tuple[PyTree, Outcome]:
+        batch = task.prepare(batch, key=stream(state.seed, "prepare", state.step), step=state.step)
+        keys = jax.random.split(stream(state.seed, "encode", state.step), parts)
+        objective_keys = jax.random.split(stream(state.seed, "objective", state.step), parts)
 
         def body(carry: tuple, part: tuple) -> tuple[tuple, tuple]:
             extra, objective, total = carry
@@ -98,9 +98,9 @@ def grad_cache(task: Task, parts: int) -> Gradient:
     """
     check_parts(parts)
 
-    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
-        batch = task.prepare(batch, key=stream(seed, "prepare", state.step), step=state.step)
-        keys = jax.random.split(stream(seed, "encode", state.step), parts)
+    def gradient(state: TrainState, batch: Batch) -> tuple[PyTree, Outcome]:
+        batch = task.prepare(batch, key=stream(state.seed, "prepare", state.step), step=state.step)
+        keys = jax.random.split(stream(state.seed, "encode", state.step), parts)
         parts_of_batch = split_batch(batch, parts)
 
         def encode_part(params: PyTree, extra: PyTree, part: tuple) -> tuple[PyTree, PyTree]:
@@ -114,7 +114,7 @@ def grad_cache(task: Task, parts: int) -> Gradient:
         reps = jax.tree.map(lambda r: merge_parts(r, parts), part_reps)
 
         def objective_fn(params: PyTree, reps: PyTree) -> tuple[jax.Array, Outcome]:
-            key = stream(seed, "objective", state.step)
+            key = stream(state.seed, "objective", state.step)
             loss, metrics, objective = task.objective(params, state.objective, reps, batch, key=key, step=state.step)
             return loss, Outcome(loss, metrics, extra, objective)
 
@@ -151,12 +151,12 @@ def ema_teacher(
     if not callable(momentum) and not 0 <= momentum <= 1:
         raise InputError(f"momentum={momentum} of the teacher must lie in [0, 1]")
 
-    def wrapped(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+    def wrapped(state: TrainState, batch: Batch) -> tuple[PyTree, Outcome]:
         m = momentum(state.step) if callable(momentum) else momentum
         teacher = state.extra[name]
         online = {key: state.params[key] for key in teacher}
         moved = jax.tree.map(lambda k, q: (m * k + (1 - m) * q).astype(k.dtype), teacher, online)
-        return gradient(state._replace(extra=state.extra | {name: moved}), batch, seed=seed)
+        return gradient(state._replace(extra=state.extra | {name: moved}), batch)
 
     return wrapped
 

@@ -352,7 +352,8 @@ def state_layout(experiment: Experiment, config: ml_collections.ConfigDict, mesh
 
 def first_state(experiment: Experiment, config: ml_collections.ConfigDict, places: PyTree) -> TrainState:
     """The state before the first step, every array built where it will live."""
-    state = jax.jit(lambda: init_state(experiment, config.seed, ema=bool(config.ema)), out_shardings=places)()
+    build = jax.jit(lambda seed: init_state(experiment, seed, ema=bool(config.ema)), out_shardings=places)
+    state = build(np.uint32(config.seed))
     if experiment.pretrained is None:
         return state
     params, extra = experiment.pretrained

@@ -59,7 +59,7 @@ def maml(
             f"support={support} and inner_steps={inner_steps} must be at least 1, and rate={rate} above 0."
         )
 
-    def gradient(state: TrainState, batch: Batch, *, seed: int) -> tuple[PyTree, Outcome]:
+    def gradient(state: TrainState, batch: Batch) -> tuple[PyTree, Outcome]:
         def loss_of(params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             keys = jax.random.split(key)
             reps, _ = task.encode(params, state.extra, batch, key=keys[0], train=True)
@@ -76,7 +76,7 @@ def maml(
 
         def mean_loss(params: PyTree) -> tuple[jax.Array, Outcome]:
             tasks = len(next(iter(batch.values())))
-            keys = jax.random.split(stream(seed, "tasks", state.step), tasks)
+            keys = jax.random.split(stream(state.seed, "tasks", state.step), tasks)
             losses, metrics = jax.vmap(after_adaptation, in_axes=(None, 0, 0))(params, batch, keys)
             loss = losses.mean()
             return loss, Outcome(loss, jax.tree.map(lambda m: m.mean(0), metrics), state.extra, state.objective)

@@ -38,6 +38,7 @@ class TrainState(NamedTuple):
     """Everything that a checkpoint holds on the device; plain nested dicts of arrays inside."""
 
     step: jax.Array  # updates done so far
+    seed: jax.Array  # of every random stream inside the step: an input of it, so that one program serves all seeds
     params: PyTree
     extra: PyTree  # what layers carry and gradients do not touch: batch statistics
     opt_state: PyTree
@@ -84,11 +85,12 @@ class Experiment(NamedTuple):
     patience: int = 0  # steps without a lower loss after which the run ends; 0 runs to the last step
 
 
-def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
+def init_state(experiment: Experiment, seed: jax.Array | np.uint32, *, ema: bool) -> TrainState:
     """The state before the first step; jit it with `out_shardings` to build it where it will live."""
     params, extra, objective = experiment.init(stream(seed, "init", 0))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
         params=params,
         extra=extra,
         opt_state=experiment.optimizer.init(params),
@@ -99,11 +101,11 @@ def init_state(experiment: Experiment, seed: int, *, ema: bool) -> TrainState:
     )
 
 
-def stream(seed: int, name: str, step: jax.Array | int) -> jax.Array:
+def stream(seed: jax.Array | np.uint32 | int, name: str, step: jax.Array | int) -> jax.Array:
     """Key of a named random stream at a step: derived, never stored, so that resuming repeats it.
 
     Example:
-      >>> key = stream(seed=0, name="augment", step=state.step)
+      >>> key = stream(state.seed, "augment", state.step)
     """
     named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(named, step)

@@ -22,7 +22,6 @@ def make_step(
     gradient: Gradient,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
     constrain: Callable[[PyTree], PyTree] = lambda params: params,
     ema_decay: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
@@ -34,7 +33,6 @@ def make_step(
     Args:
       gradient: one of `mixcon.train.gradients`, e.g. `standard(task)`.
       optimizer: an optax transformation.
-      seed: of every random stream inside the step.
       constrain: projection of the parameters after the update, outside autodiff (a clamp on a logit scale).
       ema_decay: d in `ema ← d·ema + (1-d)·params`; None keeps no average.
       nonfinite: "skip" leaves a bad step out and counts it. "stop" freezes the state at the first bad
@@ -59,7 +57,7 @@ def make_step(
     told_optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, outcome = gradient(state, batch, seed=seed)
+        grads, outcome = gradient(state, batch)
         told = {} if monitor is None else {"value": monitor(outcome)}
         updates, opt_state = told_optimizer.update(grads, state.opt_state, state.params, **told)
         params = constrain(optax.apply_updates(state.params, updates))
@@ -72,8 +70,14 @@ def make_step(
             health = Health(state.health.skipped + bad.astype(jnp.int32), state.health.halted_at)
         else:
             health = Health(state.health.skipped, jnp.where(bad, state.step, state.health.halted_at))
-        moved = TrainState(
-            state.step + 1, params, outcome.extra, opt_state, outcome.objective, ema, health, state.patience
+        moved = state._replace(
+            step=state.step + 1,
+            params=params,
+            extra=outcome.extra,
+            opt_state=opt_state,
+            objective=outcome.objective,
+            ema=ema,
+            health=health,
         )
         # A skipped step still counts as a step: the data and the random streams move on.
         still = state._replace(step=state.step + int(nonfinite == "skip"), health=health)

@@ -21,7 +21,8 @@ def state(step, width=32):
         "mlp": {"kernel": jnp.arange(16.0 * width).reshape(16, width) + step, "bias": jnp.full((width,), 1.0 * step)}
     }
     number = jnp.asarray(step, jnp.int32)
-    return TrainState(number, params, {"mean": jnp.ones(3)}, TX.init(params), {"queue": jnp.ones((4, 2))}, params,
+    seed = jnp.uint32(7)
+    return TrainState(number, seed, params, {"mean": jnp.ones(3)}, TX.init(params), {"queue": jnp.ones((4, 2))}, params,
                       Health(number * 0, number * 0 - 1))  # fmt: skip
 
 

@@ -34,7 +34,8 @@ def state_of(params):
     counts = Health(jnp.zeros((), jnp.int32), -jnp.ones((), jnp.int32))
     fields = {name: () for name in TrainState._fields}
     return TrainState(
-        **fields | dict(step=jnp.zeros((), jnp.int32), params=params, extra={}, objective={}, health=counts)
+        **fields
+        | dict(step=jnp.zeros((), jnp.int32), seed=jnp.uint32(0), params=params, extra={}, objective={}, health=counts)
     )
 
 
@@ -81,7 +82,7 @@ def finite_differences(adapted):
 @pytest.mark.parametrize(("regex", "adapted"), [("", ("body", "head")), ("head", ("head",))])
 def test_value_and_gradient_go_through_the_inner_steps(regex, adapted):
     gradient = maml(TASK, support=4, rate=RATE, inner_steps=STEPS, adapted=regex)
-    grads, outcome = jax.jit(lambda s: gradient(s, BATCH, seed=0))(state_of(PARAMS))
+    grads, outcome = jax.jit(lambda s: gradient(s, BATCH))(state_of(PARAMS))
     expected = meta_loss(*(PARAMS[k]["kernel"].astype(float) for k in ("body", "head")), adapted=adapted)
     assert_allclose(outcome.loss, expected, rtol=1e-5)
     assert_allclose(outcome.metrics["error"], expected, rtol=1e-5)
@@ -91,7 +92,7 @@ def test_value_and_gradient_go_through_the_inner_steps(regex, adapted):
 
 def test_first_order_takes_the_gradient_where_the_inner_steps_end():
     gradient = maml(TASK, support=4, rate=RATE, inner_steps=STEPS, first_order=True)
-    grads, _ = jax.jit(lambda s: gradient(s, BATCH, seed=0))(state_of(PARAMS))
+    grads, _ = jax.jit(lambda s: gradient(s, BATCH))(state_of(PARAMS))
     total = [np.zeros((2, 2)), np.zeros((2, 2))]
     for x, y in zip(X, Y, strict=True):
         b, h = PARAMS["body"]["kernel"], PARAMS["head"]["kernel"]
@@ -113,7 +114,7 @@ def test_a_task_is_prepared_whole_and_alone():
         return {"x": batch["x"] - batch["x"].mean(axis=0, keepdims=True), "y": batch["y"]}
 
     gradient = maml(TASK._replace(prepare=prepare), support=4, rate=RATE)
-    run = jax.jit(lambda s, b: gradient(s, b, seed=0)[1].loss)
+    run = jax.jit(lambda s, b: gradient(s, b)[1].loss)
     loss = run(state_of(PARAMS), BATCH)
     assert set(seen) == {(6, 2)}
     assert_allclose(run(state_of(PARAMS), {k: v[[2, 0, 1]] for k, v in BATCH.items()}), loss, rtol=1e-6)

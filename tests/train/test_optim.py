@@ -82,9 +82,11 @@ def test_decay_of_adam_goes_through_the_moments():
 def test_the_rate_falls_when_a_metric_has_stopped_rising():
     """Means over two steps: .2, .4, then two that are no better fall short of more than one; the third such would."""
     tx, monitor = on_plateau(optax.sgd(1.0), metric="accuracy", factor=0.1, patience=1, every=2)
-    step = make_step(scripted, tx, seed=0, monitor=monitor)
+    step = make_step(scripted, tx, monitor=monitor)
     w, state = jnp.zeros(()), None
-    state = TrainState(jnp.int32(0), {"w": w}, {}, tx.init({"w": w}), {}, (), Health(jnp.int32(0), jnp.int32(-1)), ())
+    state = TrainState(
+        jnp.int32(0), jnp.uint32(0), {"w": w}, {}, tx.init({"w": w}), {}, (), Health(jnp.int32(0), jnp.int32(-1)), ()
+    )
     heights, run = [], jax.jit(step)
     for accuracy in (0.1, 0.3, 0.5, 0.3, 0.4, 0.4, 0.1, 0.1, 0.9, 0.9, 0.9):
         before = state.params["w"]
@@ -93,7 +95,7 @@ def test_the_rate_falls_when_a_metric_has_stopped_rising():
     np.testing.assert_allclose(heights, [1.0] * 7 + [0.1] * 4, rtol=1e-6)
 
 
-def scripted(state, batch, *, seed):
+def scripted(state, batch):
     """A gradient of one, and the accuracy that the batch says."""
     zero = jnp.zeros((), jnp.float32)
     return {"w": zero + 1}, Outcome(zero, {"accuracy": batch["accuracy"]}, {}, {})

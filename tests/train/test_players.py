@@ -110,8 +110,8 @@ def published(case, **changed):
 def new_state(params, extra, opt_state=()):
     """A state before the first step, whatever further fields it has got."""
     zero = jnp.zeros((), jnp.int32)
-    known = dict(step=zero, params=params, extra=extra, opt_state=opt_state, objective={}, ema=(),
-                 health=Health(zero, zero - 1))  # fmt: skip
+    known = dict(step=zero, seed=jnp.uint32(0), params=params, extra=extra, opt_state=opt_state, objective={},
+                 ema=(), health=Health(zero, zero - 1))  # fmt: skip
     return TrainState(**known)
 
 
@@ -127,12 +127,12 @@ def test_the_published_step(case):
     """Three images adversarially, two cooperatively: loss, every gradient of both players, the teacher that follows."""
     task, params, extra, batch, out = published(case)
     state = new_state(params, extra)
-    grads, outcome = jax.jit(lambda state: standard(task)(state, batch, seed=0))(state)
+    grads, outcome = jax.jit(lambda state: standard(task)(state, batch))(state)
     close(outcome.loss, out["loss"])
     expected = tree(out, "grad/", net_names("q")) | {"generator": tree(out, "grad/", MASK_NAMES)}
     for name, grad in flatten(grads).items():
         close(grad, flatten(expected)[name], floor=1e-7)
-    followed = ema_teacher(lambda state, batch, *, seed: (None, state.extra), momentum=0.999)(state, {}, seed=0)[1]
+    followed = ema_teacher(lambda state, batch: (None, state.extra), momentum=0.999)(state, {})[1]
     for ours, theirs in {"a": "backbone_k.a", "one": "head_one_k.fc", "mix": "head_mix_k.fc"}.items():
         close(followed["teacher"][ours]["kernel"], kernel(out[f"ema/{theirs}.weight"]))
 
@@ -142,7 +142,7 @@ def step():
     """The recorded game of three images, adversarial in every second step, under plain descent."""
     task, params, extra, batch, _ = published("c2", adversarial_interval=2)
     optimizer = optax.inject_hyperparams(optax.sgd)(1.0)
-    jitted = jax.jit(make_step(standard(task), optimizer, seed=0))
+    jitted = jax.jit(make_step(standard(task), optimizer))
     start = new_state(params, extra, optimizer.init(params))
 
     def run(state=start, rate=1e-2, number=0):
