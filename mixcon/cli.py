@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from mixcon import __version__
 from mixcon.errors import InputError
@@ -100,29 +101,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         for noisy in ("absl", "asyncio", "concurrent.futures"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
         sys.unraisablehook = lambda _: None  # and what their native threads would add
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # and XLA's warnings, such as of a SIGTERM
     try:
         COMMANDS[arguments.command](arguments, rest)
     except InputError as error:
         if arguments.debug:
             raise
         print(f"mixcon: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         print("mixcon: interrupted; the same command goes on where this one stood", file=sys.stderr)
-        sys.exit(130)
+        leave(130)
     except BrokenPipeError:  # `mixcon list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if arguments.debug or error.filename is None:
             raise
         print(f"mixcon: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except Exception as error:
         if arguments.debug:
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:600]
         print(f"mixcon: unexpected error: {reason} (run again with --debug for the traceback)", file=sys.stderr)
-        sys.exit(1)
+        leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit. One of several processes goes at once: an orderly goodbye would wait for the others."""
+    distributed = sys.modules.get("mixcon.train.distributed")
+    if distributed is not None and distributed.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -132,10 +144,14 @@ def run_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = configs.load(arguments.config, overrides)
     from mixcon.train import distributed, loop
 
-    distributed.initialize(coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process)
-    loop.train(
-        config, arguments.workdir, progress=not arguments.no_progress, allow_config_change=arguments.allow_config_change
-    )
+    place = {"coordinator": arguments.coordinator, "processes": arguments.processes, "process": arguments.process}
+    with distributed.joined(**place):
+        loop.train(
+            config,
+            arguments.workdir,
+            progress=not arguments.no_progress,
+            allow_config_change=arguments.allow_config_change,
+        )
 
 
 def run_eval(arguments: argparse.Namespace, _: list[str]) -> None:
