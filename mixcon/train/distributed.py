@@ -135,21 +135,15 @@ def join(place: Place, patience: int, lost: watch.Lost) -> watch.Hub | watch.Spo
     host, _, port = place.coordinator.rpartition(":")
     host = host.strip("[]")
     here = place.process == 0
-    try:
+    with giving_up(place, patience):
         jax.distributed.initialize(
             place.coordinator if here else f"127.0.0.1:{watch.relay(host, int(port), patience=patience)}",
             num_processes=place.processes,
             process_id=place.process,
             local_device_ids=place.devices,
             cluster_detection_method="deactivate",
-            initialization_timeout=patience,
+            initialization_timeout=patience + 60,
         )
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(
-            f"the {place.processes} processes did not find each other at {place.coordinator} within {patience} s "
-            f"({reason}). Have all of them been started, and can this machine reach that address?"
-        ) from error
     client = distributed.global_state.client
     assert client is not None
     if here:
@@ -167,3 +161,27 @@ def join(place: Place, patience: int, lost: watch.Lost) -> watch.Hub | watch.Spo
             file=sys.stderr,
         )
         return None
+
+
+@contextlib.contextmanager
+def giving_up(place: Place, patience: int) -> Iterator[None]:
+    """End the process in words when the body, which waits for the others, takes too long: JAX would abort it."""
+
+    def give_up() -> None:
+        print(
+            f"mixcon: error: the {place.processes} processes have not found each other at {place.coordinator} within "
+            f"{patience} s. Have all of them been started, and can this machine reach that address?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(patience, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:  # such as a port that is taken
+        raise InputError(f"no meeting of the processes at {place.coordinator}: {str(error).splitlines()[0]}") from error
+    finally:
+        timer.cancel()
