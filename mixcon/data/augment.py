@@ -271,6 +271,20 @@ def gaussian_noise(key: Array, images: Array, *, std: float = 0.1) -> Array:
     return jnp.clip(images + jnp.asarray(std, images.dtype) * noise, 0, 1)
 
 
+def scale_intensity(key: Array, images: Array, *, low: float = 0.7, high: float = 1.3) -> Array:
+    """Multiplies each image by a number from U(low, high), and cuts to [0, 1].
+
+    Example:
+        >>> scale_intensity(jax.random.key(0), jnp.ones((2, 8, 8, 1)), low=0.5, high=0.5).max().item()
+        0.5
+    """
+    batch = _checked(images)[0]
+    if not 0 <= low <= high:
+        raise InputError(f"scale_intensity: low={low} and high={high} must satisfy 0 <= low <= high.")
+    factor = jax.random.uniform(key, (batch, 1, 1, 1), minval=low, maxval=high).astype(images.dtype)
+    return jnp.clip(factor * images, 0, 1)
+
+
 def drop_pixels(key: Array, images: Array, *, rate: float = 0.1) -> Array:
     """Sets pixels (all channels together) to 0, each with probability `rate`.
 

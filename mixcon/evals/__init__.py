@@ -13,7 +13,7 @@ from mixcon.evals.calibration import (
     temperature_scale,
 )
 from mixcon.evals.corruptions import corrupt
-from mixcon.evals.gap import explained_variance, linear_separability, modality_gap
+from mixcon.evals.gap import explained_variance, gap_report, linear_separability, modality_gap
 from mixcon.evals.geometry import (
     alignment,
     cross_uniformity,
@@ -23,6 +23,14 @@ from mixcon.evals.geometry import (
     uniformity,
 )
 from mixcon.evals.knn import knn, knn_predict
+from mixcon.evals.penalty import (
+    hard_negatives,
+    infinite_temperature_limit,
+    penalty_entropy,
+    relative_penalty,
+    similarity_gradient,
+    zero_temperature_limit,
+)
 from mixcon.evals.probe import LinearProbe, fit_logistic, fit_ridge, fit_sgd, linear_probe, r2
 from mixcon.evals.projection import project
 from mixcon.evals.retrieval import chance_recall, combined_query, image_text_retrieval, ranks, retrieval
@@ -52,7 +60,10 @@ __all__ = [
     "fit_logistic",
     "fit_ridge",
     "fit_sgd",
+    "gap_report",
+    "hard_negatives",
     "image_text_retrieval",
+    "infinite_temperature_limit",
     "knn",
     "knn_predict",
     "linear_probe",
@@ -64,6 +75,7 @@ __all__ = [
     "nll",
     "normalized",
     "occlude",
+    "penalty_entropy",
     "pgd",
     "predict",
     "project",
@@ -71,13 +83,16 @@ __all__ = [
     "r2",
     "ranks",
     "relative_alignment",
+    "relative_penalty",
     "reliability",
     "retrieval",
     "save_artifact",
+    "similarity_gradient",
     "temperature_scale",
     "tolerance",
     "top_k",
     "uniformity",
     "zero_shot",
     "zero_shot_weights",
+    "zero_temperature_limit",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixcon.errors import InputError
+from mixcon.evals.geometry import cross_uniformity, uniformity
 from mixcon.evals.tiles import unit_rows
 
 
@@ -122,3 +123,32 @@ def explained_variance(x: Any) -> np.ndarray:
     if power.sum() <= 1e-12:
         raise InputError("All rows are equal: there is no variance to explain.")
     return power / power.sum()
+
+
+def gap_report(x: Any, y: Any) -> dict[str, float]:
+    """Everything that is said of a gap: `modality_gap`, `linear_separability`, uniformities, and how many axes it uses.
+
+    Args:
+      x, y: Unit rows [N, D], N ≥ 2; row i of each a pair.
+
+    Returns:
+      The floats of `modality_gap`; `separability` (from N = 10 on); `uniformity`, the mean of both modalities, and
+      `cross_uniformity`; `x_axes` and `y_axes`, the number of singular values of the rows above 1.
+
+    Raises:
+      InputError: As `modality_gap`.
+
+    Example:
+      >>> gap_report([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])["centroid_distance"]
+      0.0
+
+    Reference:
+      Fahim et al., 2024, sections 3 and 5.
+    """
+    found = modality_gap(x, y)
+    found |= {"separability": linear_separability(x, y)} if len(x) >= 10 else {}
+    found["uniformity"] = (uniformity(x) + uniformity(y)) / 2
+    found["cross_uniformity"] = cross_uniformity(x, y)
+    for name, rows in (("x_axes", x), ("y_axes", y)):
+        found[name] = float(np.sum(np.linalg.svd(unit_rows(name, rows).astype(np.float64), compute_uv=False) > 1))
+    return found

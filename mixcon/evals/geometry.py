@@ -2,6 +2,8 @@
 
 All take unit rows (`mixcon.evals.normalized`) and refuse others: a norm that leaks into a cosine is not seen in the
 number. Shapes: N rows, D features. Where a sum over pairs has a closed form, it costs N·D; the rest runs by tiles.
+
+How a loss treats its negatives (`penalty`) is here under the same roof.
 """
 
 from typing import Any
@@ -11,7 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixcon.errors import InputError
+from mixcon.evals.penalty import (
+    hard_negatives,
+    infinite_temperature_limit,
+    penalty_entropy,
+    relative_penalty,
+    similarity_gradient,
+    zero_temperature_limit,
+)
 from mixcon.evals.tiles import PADDING, dots, labels_of, over_queries, top_k, unit_rows
+
+__all__ = [
+    "alignment",
+    "cross_uniformity",
+    "hard_negatives",
+    "infinite_temperature_limit",
+    "neighbor_profile",
+    "penalty_entropy",
+    "relative_alignment",
+    "relative_penalty",
+    "similarity_gradient",
+    "tolerance",
+    "uniformity",
+    "zero_temperature_limit",
+]
 
 
 def alignment(x: Any, y: Any, *, alpha: float = 2.0) -> float:

@@ -15,12 +15,22 @@ from jax import Array
 from mixcon.errors import InputError
 from mixcon.models.functional import Make, map_with_path
 from mixcon.models.layers import choose, float_dtype, normal
+from mixcon.models.regressors import uniform
 
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
-INITS = {
-    "he": lambda fan_in, fan_out: (2 / fan_in) ** 0.5,
-    "xavier": lambda fan_in, fan_out: (2 / (fan_in + fan_out)) ** 0.5,
+INITS = {  # kernel, bias
+    "he": lambda fan_in, fan_out: (normal((2 / fan_in) ** 0.5), nnx.initializers.zeros),
+    "xavier": lambda fan_in, fan_out: (normal((2 / (fan_in + fan_out)) ** 0.5), nnx.initializers.zeros),
+    "uniform": lambda fan_in, fan_out: (uniform(fan_in**-0.5), uniform(fan_in**-0.5)),  # as PyTorch's layers
 }
+
+
+def dense(
+    fan_in: int, fan_out: int, *, init: str, use_bias: bool = True, dtype: np.dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer initialised by one of `INITS`."""
+    kernel, bias = INITS[init](fan_in, fan_out)
+    return nnx.Linear(fan_in, fan_out, kernel_init=kernel, bias_init=bias, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
 
 def l2_normalize(x: Array, *, eps: float = 1e-12) -> Array:
@@ -48,7 +58,7 @@ class MlpHead(nnx.Module):
         widths = [in_features, *[hidden] * (depth - 1), out_features]
         self.layers = nnx.List(
             [
-                nnx.Linear(a, b, kernel_init=normal(INITS[init](a, b)), use_bias=not batch_norm, dtype=dtype, rngs=rngs)
+                dense(a, b, init=init, use_bias=not batch_norm, dtype=dtype, rngs=rngs)
                 for a, b in itertools.pairwise(widths)
             ]
         )
@@ -78,7 +88,8 @@ def mlp_head(
 ) -> Make:
     """A projection head of `depth` linear layers with ReLU between them, as a constructor.
 
-    Weights are normal with variance 2/fan_in (init="he") or 2/(fan_in + fan_out) ("xavier"), biases zero.
+    Weights are normal with variance 2/fan_in (init="he") or 2/(fan_in + fan_out) ("xavier"), biases zero; or both are
+    uniform on ±1/√fan_in ("uniform").
 
     Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, section 2.1.
     """

@@ -9,6 +9,9 @@ Every one takes features and targets of the whole batch, and gives the same valu
 from mixcon.objectives.batch import l2_normalize
 from mixcon.objectives.clip import clip
 from mixcon.objectives.fastclip import fastclip
+from mixcon.objectives.feature_bank import FeatureBank, feature_bank
+from mixcon.objectives.gap import clip_alignment_uniformity, cyclic
+from mixcon.objectives.hardness import hard_info_nce, hard_simple_contrastive, simple_contrastive
 from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
 from mixcon.objectives.isogclr import isogclr, isogclr_clip, sogclr, sogclr_clip
@@ -35,6 +38,7 @@ from mixcon.objectives.weighted import (
 
 __all__ = [
     "LINEAR_MEMORY",
+    "FeatureBank",
     "Mixing",
     "Objective",
     "PairMlp",
@@ -44,14 +48,19 @@ __all__ = [
     "barlow_twins",
     "circle",
     "clip",
+    "clip_alignment_uniformity",
     "cluster_weighted_info_nce",
     "contrastive",
     "cross_batch_memory",
+    "cyclic",
     "debiased",
     "decoupled",
     "empty_queue",
     "fastclip",
+    "feature_bank",
+    "hard_info_nce",
     "hard_negative_reweighted",
+    "hard_simple_contrastive",
     "info_nce",
     "isogclr",
     "isogclr_clip",
@@ -72,6 +81,7 @@ __all__ = [
     "push",
     "random_queue",
     "siglip",
+    "simple_contrastive",
     "soft_clip",
     "sogclr",
     "sogclr_clip",
@@ -88,13 +98,18 @@ LINEAR_MEMORY: dict[str, str] = {
     "barlow_twins": "always: its matrix is features × features",
     "circle": "through the engine",
     "clip": "through the engine",
+    "clip_alignment_uniformity": "through the engine",
     "cluster_weighted_info_nce": "through the engine",
     "contrastive": "through the engine",
     "cross_batch_memory": "through the engine, beside the queue itself",
+    "cyclic": "always: its matrix is features × features",
     "debiased": "through the engine",
     "decoupled": "through the engine",
     "fastclip": "through the engine, beside the memory of every example",
+    "feature_bank": "through the engine, beside the memory of every example",
+    "hard_info_nce": "through the engine, whatever number of negatives is kept",
     "hard_negative_reweighted": "through the engine",
+    "hard_simple_contrastive": "as hard_info_nce",
     "info_nce": "through the engine",
     "m3co": "through the engine",
     "mochi": "through the engine, beside the queue; mixtures as numbers, not vectors",
@@ -109,6 +124,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "prototype_nce": "always: its matrix is samples × prototypes",
     "proxy_anchor": "always: its matrix is samples × classes",
     "proxy_nca": "always: its matrix is samples × classes",
+    "simple_contrastive": "always: the sum over negatives is a product with their sum",
     "siglip": "through the engine",
     "soft_clip": "through the engine",
     "sogclr": "through the engine, beside the memory of every example",

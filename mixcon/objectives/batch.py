@@ -55,6 +55,18 @@ def same_shape(first: str, a: Array, second: str, b: Array) -> None:
         raise InputError(f"{first} and {second} are pairs and must have one shape [B, D], got {a.shape} and {b.shape}.")
 
 
+def own_places(positive_index: ArrayLike, batch: int, keys: int) -> Array:
+    """Places of the queries' own keys as int32 [B]; refuses others where they are known."""
+    index = jnp.asarray(positive_index)
+    if index.shape != (batch,) or not jnp.issubdtype(index.dtype, jnp.integer):
+        what = f"{index.dtype}{index.shape}"
+        raise InputError(f"positive_index must be one integer for each of the {batch} queries, got {what}.")
+    known = checks.concrete(index)
+    if known is not None and known.size and not 0 <= known.min() <= known.max() < keys:
+        raise InputError(f"positive_index has {known.min()} .. {known.max()}, but there are {keys} keys.")
+    return index.astype(jnp.int32)
+
+
 def inverse_temperature(temperature: ArrayLike, name: str = "temperature") -> Array:
     """1/temperature, refusing what is not above zero."""
     checks.positive(name, temperature)

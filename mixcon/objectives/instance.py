@@ -1,5 +1,7 @@
 """Instance discrimination: each example against all others, its other view the only positive."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -13,12 +15,13 @@ from mixcon.objectives.batch import (
     global_size,
     interleave,
     inverse_temperature,
+    own_places,
     row_dot,
     same_shape,
     unit_rows,
     with_aux,
 )
-from mixcon.ops import Bank, Impl, pairs
+from mixcon.ops import Bank, Impl, Pairs, pairs
 
 
 def info_nce(
@@ -27,6 +30,7 @@ def info_nce(
     *,
     temperature: ArrayLike,
     bank: Array | None = None,
+    positive_index: ArrayLike | None = None,
     symmetric: bool = False,
     mask: ArrayLike | None = None,
     normalize: bool = False,
@@ -43,6 +47,8 @@ def info_nce(
       queries, keys: [B, D] unit rows, row i of each a pair.
       temperature: τ > 0, a scalar (differentiable).
       bank: [M, D] unit rows, further negatives such as a momentum queue; under `axis_name` the same on every device.
+      positive_index: [B], place of each query's own among keys [N, D], a memory of all examples that is the same on
+        every device; default the key beside it.
       mask: [B] bool, False for padding. normalize: divide rows by their norm first.
       impl, axis_name: see `mixcon.ops.pair_reduce`. has_aux: return (loss, metrics) too.
 
@@ -50,7 +56,8 @@ def info_nce(
       Scalar; with `has_aux` also {"probability": mean softmax probability of the positive}.
 
     Raises:
-      InputError: shapes that differ, a temperature not above zero, rows not of unit length (outside jit).
+      InputError: shapes that differ, a temperature not above zero, rows not of unit length (outside jit); a memory
+        together with a bank, a mask or the symmetric form.
 
     Example:
       >>> loss = info_nce(query, key, temperature=0.2, bank=queue)
@@ -58,22 +65,30 @@ def info_nce(
     Reference: Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4; with a
       bank, He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, eq. 1.
     """
-    same_shape("queries", queries, "keys", keys)
+    queries, keys = unit_rows("queries", queries, normalize), unit_rows("keys", keys, normalize)
     if bank is not None and symmetric:
         raise InputError("bank holds negatives of the queries only: use symmetric=False.")
-    queries, keys = unit_rows("queries", queries, normalize), unit_rows("keys", keys, normalize)
+    positives: Pairs | None = None
+    placement: dict[str, Any] = {"impl": impl, "axis_name": axis_name}
+    if positive_index is None:
+        same_shape("queries", queries, "keys", keys)
+    elif symmetric or bank is not None or mask is not None:
+        raise InputError("positive_index makes keys a memory: without symmetric, bank or mask.")
+    else:  # the memory is whole on every device: there is no axis to go around
+        own, placement = own_places(positive_index, len(queries), len(keys)), {"impl": "auto" if axis_name else impl}
+        positives = pairs.same_label(own, jnp.arange(len(keys), dtype=jnp.int32))
     banks = () if bank is None else (Bank(unit_rows("bank", bank, normalize)),)
     valid = None if mask is None else jnp.asarray(mask, bool)
     rows, cols = ops.contrastive_cross_entropy(
         queries,
         keys,
         scale=inverse_temperature(temperature),
+        positives=positives,
         symmetric=symmetric,
         row_mask=valid,
         col_mask=valid,
         banks=banks,
-        impl=impl,
-        axis_name=axis_name,
+        **placement,
     )
     loss = batch_mean(rows.loss, axis_name, valid)
     if cols is not None:

@@ -20,6 +20,7 @@ from mixcon.ops.cross_entropy import (
 from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs
 from mixcon.ops.reference import Impl, Reduce, similarity
+from mixcon.ops.selection import Kth, kth_largest
 from mixcon.ops.statistics import Statistics, log_weighted, pair_statistics
 from mixcon.ops.sums import gaussian_potential, pairwise_sigmoid
 from mixcon.ops.topk import TopK, top_k
@@ -30,12 +31,14 @@ __all__ = [
     "CrossEntropy",
     "Direction",
     "Impl",
+    "Kth",
     "Pairs",
     "Reduce",
     "Statistics",
     "TopK",
     "contrastive_cross_entropy",
     "gaussian_potential",
+    "kth_largest",
     "log_weighted",
     "pair_reduce",
     "pair_statistics",

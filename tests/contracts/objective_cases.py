@@ -1,5 +1,6 @@
 """The list of all objectives for the battery. A new one joins by one `Case` here and one loop in the references."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,15 @@ def _mochi(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
     apart = ~pairs.same_label(d["labels"], jnp.arange(len(queue), dtype=jnp.int32) % CLASSES)
     draws = HardDraws(rank, (rank + 1) % 4, 2 * share, rank, share)
     return o.mochi(f["a"], f["b"], queue, num_hard=4, draws=draws, negatives=apart, **s, **placement)
+
+
+def _bank(f: Tree, d: Tree, s: Tree, axis_name: str | None = None, **placement: Any) -> Any:
+    """A memory of the batch and three more, of whose rows the nearest 40 % are kept."""
+    count = len(f["a"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name)) + 3
+    contrast = functools.partial(o.hard_info_nce, alpha=0.4, **s)
+    bank = o.feature_bank(count, DIM, contrast=contrast, axis_name=axis_name, **placement)
+    state = o.FeatureBank(jnp.asarray(loops.slots_of(count), f["a"].dtype))
+    return bank.apply(state, f["a"], index=d["index"])[0]
 
 
 def _adaptive(f: Tree, d: Tree, s: Tree, **placement: Any) -> Any:
@@ -138,6 +148,31 @@ CASES = [
         lambda f, d, s, **p: o.info_nce(f["a"], f["b"], temperature=s["temperature"], symmetric=True, **p),
         loops.info_nce_symmetric,
     ),
+    Case(
+        "info_nce: over a memory",
+        lambda f, d, s, **p: o.info_nce(
+            f["a"], s["bank"], positive_index=d["labels"], temperature=s["temperature"], **p
+        ),
+        loops.info_nce_memory,
+        features="a",
+        data=("labels",),
+        shared=("temperature", "bank"),
+    ),
+    Case("hard_info_nce", lambda f, d, s, **p: o.hard_info_nce(f["a"], f["b"], top_k=3, **s, **p), loops.hard_info_nce),
+    Case(
+        "hard_simple_contrastive",
+        lambda f, d, s, **p: o.hard_simple_contrastive(f["a"], f["b"], top_k=3, **p),
+        loops.hard_simple_contrastive,
+        shared=(),
+    ),
+    Case(
+        "simple_contrastive",
+        lambda f, d, s, axis_name=None, **_: o.simple_contrastive(f["a"], f["b"], axis_name=axis_name),
+        loops.simple_contrastive,
+        shared=(),
+        engine=False,
+    ),
+    Case("feature_bank", _bank, loops.feature_bank, features="a", data=("index",)),
     Case("nt_xent", lambda f, d, s, **p: o.nt_xent(f["a"], f["b"], **s, **p), loops.nt_xent),
     Case("decoupled", lambda f, d, s, **p: o.decoupled(f["a"], f["b"], **s, **p), loops.decoupled),
     Case(
@@ -244,6 +279,23 @@ CASES = [
         lambda f, d, s, **p: o.uniformity(f["a"], f["b"], **s, **p),
         loops.cross_uniformity,
         shared=("t",),
+    ),
+    Case(
+        "clip_alignment_uniformity",
+        lambda f, d, s, **p: o.clip_alignment_uniformity(
+            f["a"], f["b"], logit_scale=s["scale"], alignment=0.5, uniformity=2.0, cross_uniformity=1.5, **p
+        ),
+        loops.clip_alignment_uniformity,
+        shared=("scale",),
+    ),
+    Case(
+        "cyclic",
+        lambda f, d, s, axis_name=None, **_: o.cyclic(
+            f["a"], f["b"], in_modal=0.3, cross_modal=0.7, axis_name=axis_name
+        ),
+        loops.cyclic,
+        shared=(),
+        engine=False,
     ),
     Case(
         "contrastive",

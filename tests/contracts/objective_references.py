@@ -540,3 +540,66 @@ def fastclip(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
                 now = [math.exp(x * s["t"]) for j, x in _margins(each, i, direction) if j != i]
                 total += mean(now) / (0.5 + (id % 7) / 7) / 2
     return total / size
+
+
+# --- hardness --------------------------------------------------------------------------------------------------------
+
+
+def anchors(queries: np.ndarray, keys: np.ndarray, own: Sequence[int] | np.ndarray):
+    """For each query: similarity to its own key, similarities to all others in falling order."""
+    for q, i in zip(queries, own, strict=True):
+        yield dot(q, keys[i]), sorted((dot(q, k) for j, k in enumerate(keys) if j != i), reverse=True)
+
+
+def nearest(losses_of, temperature: float) -> float:
+    """Mean loss of (own, kept negatives)."""
+    return mean([log_sum_exp([x / temperature for x in (own, *kept)]) - own / temperature for own, kept in losses_of])
+
+
+def info_nce_memory(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return nearest(anchors(f["a"], s["bank"], d["labels"]), s["temperature"])
+
+
+def hard_info_nce(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    every = anchors(f["a"], f["b"], range(len(f["a"])))
+    return nearest(((own, others[:3]) for own, others in every), s["temperature"])
+
+
+def hard_simple_contrastive(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return mean([mean(others[:3]) - own for own, others in anchors(f["a"], f["b"], range(len(f["a"])))])
+
+
+def simple_contrastive(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    return mean([mean(others) - own for own, others in anchors(f["a"], f["b"], range(len(f["a"])))])
+
+
+def slots_of(count: int) -> np.ndarray:
+    """What a memory of examples holds before the step."""
+    rows = np.random.default_rng(6).normal(size=(count, 3))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def feature_bank(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    """Of all negatives the nearest 40 %, and whatever equals the last of them."""
+    count = len(f["a"]) + 3
+    last = max(1, int(0.4 * (count - 1))) - 1
+    every = anchors(f["a"], slots_of(count), d["index"])
+    return nearest(((own, [x for x in others if x >= others[last]]) for own, others in every), s["temperature"])
+
+
+# --- the gap between modalities --------------------------------------------------------------------------------------
+
+
+def clip_alignment_uniformity(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    near = mean([square_distance(x, y) for x, y in zip(f["a"], f["b"], strict=True)])
+    spread = sum(uniformity({"a": x}, d, {"t": 2.0}, frozen) for x in (f["a"], f["b"])) / 2
+    contrast = clip(f, d, {"scale": s["scale"], "bias": 0.0}, frozen)
+    return contrast + 0.5 * near + 2 * spread + 1.5 * cross_uniformity(f, d, {"t": 2.0}, frozen)
+
+
+def cyclic(f: Arrays, d: Arrays, s: Arrays, frozen: Arrays) -> float:
+    x, y, size = f["a"], f["b"], len(f["a"])
+    pairs = [(i, j) for i in range(size) for j in range(size)]
+    within = mean([(dot(x[i], x[j]) - dot(y[i], y[j])) ** 2 for i, j in pairs])
+    across = mean([(dot(x[i], y[j]) - dot(y[i], x[j])) ** 2 for i, j in pairs])
+    return size * (0.3 * within + 0.7 * across)

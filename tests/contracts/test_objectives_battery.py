@@ -300,6 +300,7 @@ def test_a_dense_program_fails_that_inspection() -> None:
 
 def test_every_objective_is_in_the_battery_and_in_the_table() -> None:
     helpers = {
+        "FeatureBank",
         "LINEAR_MEMORY",
         "Mixing",
         "Objective",

@@ -139,30 +139,6 @@ def test_siglip_on_two_devices(row: str) -> None:
 # --- alignment and uniformity ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
-def test_contrastive_gap(case: str) -> None:
-    x, want = load("contrastive-gap", case)
-    scale = 1 / x["temperature"]
-
-    def cua(image: Any, text: Any) -> Any:
-        spread = o.uniformity(image, normalize=True) + o.uniformity(text, normalize=True)
-        return (
-            o.clip(image, text, logit_scale=scale, normalize=True)
-            + spread / 2
-            + o.alignment(image, text, normalize=True)
-        )
-
-    def cuaxu(image: Any, text: Any) -> Any:
-        return cua(image, text) + o.uniformity(image, text, normalize=True)
-
-    for name, function in (("cua", cua), ("cuaxu", cuaxu)):
-        recorded = want[f"{name}/grad_image"], want[f"{name}/grad_text"]
-        check(function, (x["image"], x["text"]), want[f"{name}/loss"], recorded)
-    spread = (o.uniformity(x["image"], normalize=True) + o.uniformity(x["text"], normalize=True)) / 2
-    np.testing.assert_allclose(spread, want["term/uniformity"], rtol=RTOL)
-    np.testing.assert_allclose(o.alignment(x["image"], x["text"], normalize=True), want["term/alignment"], rtol=RTOL)
-
-
 def test_contrastive_behaviour() -> None:
     x, want = load("contrastive-behaviour", "c1")
     features, t = x["features"], x["t"]
@@ -170,18 +146,6 @@ def test_contrastive_behaviour() -> None:
     with_self = o.uniformity(features, t=t, include_self=True)
     np.testing.assert_allclose(with_self, want["uniformity_loss_with_self_pairs"], rtol=RTOL)
     np.testing.assert_allclose(o.alignment(features, x["features_positive"]), want["alignment"], rtol=RTOL)
-
-
-def test_memory_bank_contrast() -> None:
-    """The bank of that study holds the positive at `index`: a row of targets."""
-    x, want = load("contrastive-behaviour", "c0")
-    target = jax.nn.one_hot(x["index"], x["bank"].shape[0])
-
-    def loss(features: Any) -> Any:
-        return o.multi_positive(features, x["bank"], target, temperature=x["temperature"])
-
-    size = len(x["index"])
-    check(loss, (x["features"],), want["contrastive_per_anchor"].mean(), (want["grad_features_per_anchor"] / size,))
 
 
 def test_metrix_alignment_and_uniformity() -> None:
