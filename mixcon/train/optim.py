@@ -16,23 +16,32 @@ from mixcon.errors import InputError
 from mixcon.models.functional import map_with_path, path_names
 from mixcon.train.state import PyTree
 
-SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "steps")
 
 
 def schedule(
-    *, peak: float, steps: int, warmup_steps: int = 0, decay: str = "cosine", end: float = 0.0
+    *,
+    peak: float,
+    steps: int,
+    warmup_steps: int = 0,
+    decay: str = "cosine",
+    end: float = 0.0,
+    at: Sequence[int] = (),
+    factor: float = 0.1,
 ) -> optax.Schedule:
     """Linear warm-up, then a decay.
 
     lr(t) = peak·(t+1)/w for t < w; afterwards, with u = (t-w)/(steps-w):
-    cosine: end + (peak-end)·(1+cos πu)/2;  linear: peak + (end-peak)·u;  rsqrt: peak·sqrt(w/t);  constant: peak.
+    cosine: end + (peak-end)·(1+cos πu)/2;  linear: peak + (end-peak)·u;  rsqrt: peak·sqrt(w/t);  constant: peak;
+    steps: peak·factor^(number of steps in `at` that have passed).
 
     Args:
       peak: highest learning rate.
       steps: updates in the whole run.
       warmup_steps: w.
-      decay: "constant", "cosine", "linear" or "rsqrt".
+      decay: "constant", "cosine", "linear", "rsqrt" or "steps".
       end: learning rate at the last step (cosine, linear).
+      at, factor: steps of the run from which the rate is multiplied by `factor` once more (steps).
 
     Example:
       >>> lr = schedule(peak=1e-3, steps=1000, warmup_steps=100)
@@ -43,12 +52,16 @@ def schedule(
         raise InputError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
     if peak < 0 or end < 0:
         raise InputError(f"learning rates must not be negative: peak={peak}, end={end}")
+    if (decay == "steps") != bool(at) or any(step <= warmup_steps for step in at):
+        raise InputError(f"at={tuple(at)} are steps after warmup_steps={warmup_steps}, for decay='steps' and no other")
     rest = max(steps - warmup_steps, 1)
     after: optax.Schedule
     if decay == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
     elif decay == "linear":
         after = optax.linear_schedule(peak, end, rest)
+    elif decay == "steps":
+        after = optax.piecewise_constant_schedule(peak, {step - warmup_steps: factor for step in at})
     elif decay == "rsqrt":
         anchor = max(warmup_steps, 1)
 

@@ -35,6 +35,12 @@ def test_schedule_follows_the_formula():
     assert float(linear(10)) == pytest.approx(0.75)
     rsqrt = schedule(peak=1.0, steps=500, warmup_steps=4, decay="rsqrt")
     assert float(rsqrt(16)) == pytest.approx(0.5)
+    stairs = schedule(peak=1.0, steps=20, warmup_steps=4, decay="steps", at=(10, 15), factor=0.5)
+    rates = [float(stairs(t)) for t in (3, 9, 10, 14, 15, 19)]
+    np.testing.assert_allclose(rates, [1, 1, 0.5, 0.5, 0.25, 0.25])
+    for wrong in ({"decay": "steps"}, {"at": (5,)}, {"decay": "steps", "at": (4,), "warmup_steps": 4}):
+        with pytest.raises(InputError, match="decay='steps'"):
+            schedule(peak=1.0, steps=20, **wrong)
 
 
 def test_overrides_follow_the_first_regex_found():
