@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mixcon.train.checkpoint import write_atomically
+from mixcon.train.events import Events
 
 
 class Logbook:
@@ -32,12 +33,9 @@ class Logbook:
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         if not self.active:
             return
-        from tensorboardX import SummaryWriter
-
         keep_lines_until(self.path, resume_step)
         self.file = self.path.open("a")
-        purge = resume_step + 1 if resume_step else None  # events beyond the checkpoint are drawn over
-        self.events = SummaryWriter(str(pathlib.Path(workdir) / "events"), purge_step=purge)
+        self.events = Events(pathlib.Path(workdir) / "events", first_step=resume_step + 1)
         self.bar = tqdm(total=total, initial=resume_step, unit="step", disable=not progress, dynamic_ncols=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -46,8 +44,7 @@ class Logbook:
             return
         self.file.write(json_line(step, values))
         self.file.flush()
-        for name, value in values.items():
-            self.events.add_scalar(name, float(value), step)
+        self.events.write(step, values)
 
     def evaluated(self, step: int) -> bool:
         """Whether the results of evaluation after this step are written; every process gets the same answer."""
