@@ -176,7 +176,7 @@ def get_study() -> Study:
     """The paper's tables on the sets that are to be had; figures of its tables 1 and 2."""
     two = {"RMSE": "eval/test/rmse", "MAPE %": "eval/test/mape"}
     shift = {"average RMSE": "eval/test/rmse", "worst RMSE": "eval/test/worst_rmse"}
-    common = dict(baseline="ERM", select="-eval/valid/rmse")
+    common = dict(baseline="ERM", select="-eval/valid/rmse", together=True)
 
     def arms(variant: str, *overrides: str, names: tuple[str, ...] = tuple(ARMS)) -> dict[str, Arm]:
         return {name: Arm(variant, (*ARMS[name], *overrides)) for name in names}

@@ -131,7 +131,7 @@ def commands_of(slug: str, name: str, table: Table, records: Sequence[Record]) -
     found = []
     for arm in table.arms:
         first = next((record for record in records if record["arm"] == arm), None)
-        if first and table.arms[arm].measure:
+        if first and (table.arms[arm].measure or "together" in first):
             found.append(f"mixcon reproduce {slug} --table {name} --arm {shlex.quote(arm)}")
         elif first:
             program, verb, *flags = first["command"]

@@ -91,10 +91,11 @@ def reproduce(
     done = {job_of(slug, record): record["digest"] for record in read_records(path)}
     lacking = [job for job in wanted if done.get(job) != digest(study.tables[job.table].arms[job.arm], job)]
     with tqdm(total=len(wanted), initial=len(wanted) - len(lacking), unit="run", disable=not progress) as bar:
-        for job, record in run_all(lacking, pathlib.Path(scratch), jobs):
-            keep(path, record)
-            bar.update(1)
-            bar.set_postfix_str(f"{job}: {record['seconds']:.0f} s")
+        for records in run_all(side_by_side(lacking, study), pathlib.Path(scratch), jobs):
+            for record in records:
+                keep(path, record)
+                bar.update(1)
+                bar.set_postfix_str(f"{job_of(slug, record)}: {record['seconds']:.0f} s")
     return [record for record in read_records(path) if record["table"] in study.tables]
 
 
@@ -139,34 +140,46 @@ def digest(arm: Arm, job: Job) -> str:
     return hashlib.sha256(f"{arm.measure}{configs.to_json(resolved(arm, job))}".encode()).hexdigest()[:16]
 
 
-def run_all(wanted: Sequence[Job], scratch: pathlib.Path, jobs: int) -> Iterator[tuple[Job, Record]]:
-    """Jobs and their records, as they finish."""
+def side_by_side(wanted: Sequence[Job], study: Study) -> list[list[Job]]:
+    """What runs as one: the seeds of an arm where its table has them together, else every job alone."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in wanted:
+        table = study.tables[job.table]
+        alone = not table.together or table.arms[job.arm].measure
+        groups.setdefault((job.table, job.arm, job.seed if alone else "all"), []).append(job)
+    return list(groups.values())
+
+
+def run_all(wanted: Sequence[list[Job]], scratch: pathlib.Path, jobs: int) -> Iterator[list[Record]]:
+    """The records of each group of jobs, as they finish."""
     if jobs < 1:
         raise InputError(f"jobs={jobs} must be at least 1")
     if jobs == 1:
-        yield from ((job, run(job, scratch)) for job in wanted)
+        yield from (run(group, scratch) for group in wanted)
         return
     fresh = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=fresh) as pool:
-        under_way = {pool.submit(run, job, scratch): job for job in wanted}
+        under_way = [pool.submit(run, group, scratch) for group in wanted]
         try:
             for future in concurrent.futures.as_completed(under_way):
-                yield under_way[future], future.result()
+                yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run(job: Job, scratch: pathlib.Path) -> Record:
-    """One run, from its config to its record."""
+def run(group: Sequence[Job], scratch: pathlib.Path) -> list[Record]:
+    """One run, of one seed or of several side by side, from its config to its records."""
     import jax
 
-    from mixcon.train import loop
+    from mixcon.train import loop, seeds
 
+    job = group[0]
+    several = [each.seed for each in group] if len(group) > 1 else []
     table = load_study(job.slug).tables[job.table]
     arm = table.arms[job.arm]
     config = resolved(arm, job)
-    marked = digest(arm, job)
-    workdir = scratch / job.slug / re.sub(r"[^\w.-]+", "-", f"{job.table}-{job.arm}-{job.seed}-{marked}")
+    name = "-".join((job.table, job.arm, *(str(each.seed) for each in group), digest(arm, job)))
+    workdir = scratch / job.slug / re.sub(r"[^\w.-]+", "-", name)
     workdir.mkdir(parents=True, exist_ok=True)
     before = time.perf_counter()
     try:
@@ -175,23 +188,39 @@ def run(job: Job, scratch: pathlib.Path) -> Record:
             history = [{"step": 0, **configs.resolve(arm.measure)(config, workdir)}]
         else:
             with quiet():
-                loop.train(config, workdir, progress=False)
+                loop.train(seeds.with_seeds(config, several) if several else config, workdir, progress=False)
             history = evaluations(workdir)
     except InputError as error:
-        raise InputError(f"{job}: {error}") from error
+        raise InputError(f"{', '.join(map(str, group))}: {error}") from error
     finally:
         jax.clear_caches()  # the next run is another program: its seed is part of it
-    record = {
-        **job._asdict(),
-        "digest": marked,
-        "command": ["mixcon", "train", *command(arm, job)] if not arm.measure else [arm.measure, *command(arm, job)],
-        "seconds": round(time.perf_counter() - before, 1),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        **outcome(history, table),
-    }
+    seconds = (time.perf_counter() - before) / len(group)
+    records = [
+        {
+            **each._asdict(),
+            "digest": digest(arm, each),
+            "command": [*([arm.measure] if arm.measure else ["mixcon", "train"]), *command(arm, each)],
+            "seconds": round(seconds, 1),
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            **({"together": several} if several else {}),
+            **outcome(of_seed(history, each.seed) if several else history, table),
+        }
+        for each in group
+    ]
     shutil.rmtree(workdir)
-    return record
+    return records
+
+
+def of_seed(history: Sequence[Record], seed: int) -> list[Record]:
+    """The lines of one of several seeds, by the names that it has alone."""
+    from mixcon.train.seeds import seed_and_metric
+
+    found = []
+    for line in history:
+        named = {seed_and_metric(key): value for key, value in line.items() if key != "step"}
+        found.append({metric: value for (own, metric), value in named.items() if own == seed} | {"step": line["step"]})
+    return found
 
 
 def evaluations(workdir: pathlib.Path) -> list[Record]:

@@ -39,6 +39,8 @@ class Table:
       select: metric of the evaluation that is shown as "best" beside the last; a leading "-" prefers low values.
         "" shows the last alone.
       scale: by column, factor of what is shown (100 for per cent).
+      together: the seeds of an arm run side by side under `vmap`: for steps so small that this is faster. Each seed's
+        figures are then those of its own run but for rounding, which a long run at a high learning rate amplifies.
       paper: arm -> column -> figure as published, as shown (after scaling).
       claim: what the paper says.
       found: what the figures say, written by whoever looked at them.
@@ -51,6 +53,7 @@ class Table:
     baseline: str = ""
     select: str = ""
     scale: Mapping[str, float] = field(default_factory=dict)
+    together: bool = False
     paper: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     claim: str = ""
     found: str = ""

@@ -73,7 +73,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Copy to the host, then write in the background; a second save waits for the first."""
-        step = int(jax.device_get(state.step))
+        step = int(np.max(jax.device_get(state.step)))  # of several seeds side by side one may have stopped
         if step == self._last or step in self.steps():
             return
         self._last = step

@@ -20,6 +20,7 @@ from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.evals.artifacts import save_artifact
 from mixcon.train import mesh as meshes
+from mixcon.train import seeds
 from mixcon.train.checkpoint import Checkpoints, write_atomically
 from mixcon.train.goodput import Goodput
 from mixcon.train.guards import disk_errors, stop_signals, workdir_lock
@@ -27,7 +28,7 @@ from mixcon.train.logbook import Logbook
 from mixcon.train.provenance import compare, provenance
 from mixcon.train.state import Experiment, Metrics, PyTree, TrainState, init_state
 
-LEAST = {"steps": 1, "log_every": 1, "eval_every": -1, "checkpoint.every": 1, "checkpoint.keep": 1}
+LEAST = {"seed": 0, "steps": 1, "log_every": 1, "eval_every": -1, "checkpoint.every": 1, "checkpoint.keep": 1}
 
 
 class CutOff(Exception):
@@ -56,7 +57,10 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             f"experiment={config.experiment!r} is the loop, not an experiment; name a module with a function "
             "build(config, workdir), such as experiments.clip"
         )
-    return make(config, workdir)
+    if not (several := config.get("seeds", ())):
+        return make(config, workdir)
+    each = [make(seeds.alone(config, seed), workdir / seeds.NAME.format(seed)) for seed in several]
+    return seeds.side_by_side(each, several, ema=bool(config.ema))
 
 
 def train(
@@ -346,14 +350,14 @@ def run_evals(
 
 def state_layout(experiment: Experiment, config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[PyTree, PyTree]:
     """Shapes of the train state and the sharding of each, nothing allocated."""
-    shapes = jax.eval_shape(lambda: init_state(experiment, config.seed, ema=bool(config.ema)))
+    shapes = jax.eval_shape(lambda: init_state(experiment, seeds.of_config(config), ema=bool(config.ema)))
     return shapes, meshes.shardings(shapes, mesh, rules=config.sharding.rules, fsdp=config.sharding.fsdp)
 
 
 def first_state(experiment: Experiment, config: ml_collections.ConfigDict, places: PyTree) -> TrainState:
     """The state before the first step, every array built where it will live."""
     build = jax.jit(lambda seed: init_state(experiment, seed, ema=bool(config.ema)), out_shardings=places)
-    state = build(np.uint32(config.seed))
+    state = build(seeds.of_config(config))
     if experiment.pretrained is None:
         return state
     params, extra = experiment.pretrained

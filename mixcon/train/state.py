@@ -85,8 +85,13 @@ class Experiment(NamedTuple):
     patience: int = 0  # steps without a lower loss after which the run ends; 0 runs to the last step
 
 
-def init_state(experiment: Experiment, seed: jax.Array | np.uint32, *, ema: bool) -> TrainState:
-    """The state before the first step; jit it with `out_shardings` to build it where it will live."""
+def init_state(experiment: Experiment, seed: jax.Array | np.ndarray | np.uint32, *, ema: bool) -> TrainState:
+    """The state before the first step; jit it with `out_shardings` to build it where it will live.
+
+    Of several seeds all states, stacked.
+    """
+    if np.ndim(seed):
+        return jax.vmap(lambda one: init_state(experiment, one, ema=ema))(seed)
     params, extra, objective = experiment.init(stream(seed, "init", 0))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -101,7 +106,7 @@ def init_state(experiment: Experiment, seed: jax.Array | np.uint32, *, ema: bool
     )
 
 
-def stream(seed: jax.Array | np.uint32 | int, name: str, step: jax.Array | int) -> jax.Array:
+def stream(seed: jax.Array | np.ndarray | np.uint32 | int, name: str, step: jax.Array | int) -> jax.Array:
     """Key of a named random stream at a step: derived, never stored, so that resuming repeats it.
 
     Example:

@@ -44,7 +44,7 @@ def get_study():
     return Study("A line (Gauss, 1809)", {"diabetes": table})
 '''
 
-EXPERIMENT = '''
+EXPERIMENT = """
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +84,7 @@ def exact(config, workdir):
     train, test = standard("train"), standard("test")
     weights, *_ = np.linalg.lstsq(train["x"], train["y"], rcond=None)
     return {"eval/test/rmse": float(np.sqrt(np.mean((test["x"] @ weights - test["y"]) ** 2)))}
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_not(folder, monkeypatch):
     assert [(r["arm"], r["seed"]) for r in records] == [("exact", 0), ("line", 0), ("mean", 0)]
     ran = []
     original = runner.run
-    monkeypatch.setattr(runner, "run", lambda job, scratch: ran.append(job) or original(job, scratch))
+    monkeypatch.setattr(runner, "run", lambda group, scratch: ran.extend(group) or original(group, scratch))
     records = runner.reproduce("line", progress=False)
     assert [(job.arm, job.seed) for job in ran] == [("mean", 1), ("line", 1)]
     assert len(records) == 5
@@ -126,6 +126,29 @@ def test_what_is_missing_is_run_and_what_is_there_is_not(folder, monkeypatch):
     configs.write_text(text)
     assert [(job.arm, job.seed) for job in ran] == [("line", 0), ("line", 1)]
     runner.reproduce("line", arms=["line"], progress=False)
+
+
+def test_seeds_side_by_side_give_what_each_gives_alone(folder, monkeypatch):
+    (folder / "configs" / "together.py").write_text(CONFIG.replace("baseline=", "together=True, baseline="))
+    groups, original = [], runner.run
+    monkeypatch.setattr(runner, "run", lambda group, scratch: groups.append(group) or original(group, scratch))
+    alone = runner.reproduce("line", progress=False, results=folder / "alone")
+    groups.clear()
+    together = runner.reproduce("together", progress=False)
+    assert [(group[0].arm, len(group)) for group in groups] == [("mean", 2), ("line", 2), ("exact", 1)]
+    assert len(together) == len(alone) == 5
+    for mine, theirs in zip(together, alone, strict=True):
+        assert (mine["arm"], mine["seed"]) == (theirs["arm"], theirs["seed"])
+        assert mine["best_step"] == theirs["best_step"]
+        for key, value in theirs["last"].items():
+            assert mine["last"][key] == pytest.approx(value, rel=1e-5)
+        assert mine.get("together", []) == ([] if mine["arm"] == "exact" else [0, 1])
+    text = "\n".join(
+        pages.commands_of("together", "diabetes", runner.load_study("together").tables["diabetes"], together)
+    )
+    assert "mixcon reproduce together --table diabetes --arm line" in text
+    (folder / "configs" / "together.py").unlink()
+    (folder / "results" / "together.json").unlink()
 
 
 def test_the_command_prints_the_table_and_writes_the_page(folder, capsys):
