@@ -1,12 +1,13 @@
-"""Text to token ids: a byte-level BPE trained on the data at first use, or any `tokenizer.json`."""
+"""Text to token ids: a byte-level BPE or WordPiece trained on the data, a `tokenizer.json`, or BERT's `vocab.txt`."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
@@ -15,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mixcon.errors import InputError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # How widely used tokenizer.json files call the three; the first that exists is taken.
 _KNOWN = {
     "pad": (PAD, "<|pad|>", "[PAD]"),
@@ -89,27 +91,46 @@ class Tokenizer:
         os.replace(partial, path)
 
 
-def train(texts: Iterable[str], *, vocab_size: int = 4096, lowercase: bool = True) -> Tokenizer:
-    """Byte-level BPE: any string in any script can be encoded, nothing is ever unknown. Deterministic.
+def train(
+    texts: Iterable[str], *, vocab_size: int = 4096, lowercase: bool = True, kind: Literal["bpe", "wordpiece"] = "bpe"
+) -> Tokenizer:
+    """A vocabulary from texts. Byte-level BPE: any string in any script can be encoded, nothing is ever unknown.
+
+    WordPiece, as BERT has it, splits at spaces and punctuation first and knows the characters it was trained on.
 
     Args:
         texts: the training split.
-        vocab_size: upper bound, at least 259 (256 bytes and pad, bos, eos).
-        lowercase: fold case (as CLIP does).
+        vocab_size: upper bound; of a BPE at least 259 (256 bytes and pad, bos, eos), of WordPiece at least 4.
+        lowercase: fold case (as CLIP does); WordPiece then strips accents, too (as BERT does).
+        kind: "bpe" or "wordpiece".
 
     Returns:
-        A `Tokenizer` with pad 0, bos 1, eos 2.
+        A `Tokenizer`; BPE has pad 0, bos 1, eos 2, WordPiece [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3.
 
     Raises:
-        InputError: `vocab_size` below 259.
+        InputError: `vocab_size` too small, an unknown kind.
 
     Example:
         >>> train(["grinning face"], vocab_size=300).eos_id
         2
 
     Reference:
-        Radford et al., Language Models are Unsupervised Multitask Learners, 2019, section 2.2.
+        Radford et al., Language Models are Unsupervised Multitask Learners, 2019, section 2.2; Devlin et al., BERT,
+        2019, section 3.
     """
+    if kind not in ("bpe", "wordpiece"):
+        raise InputError(f"tokenizer: kind={kind!r} must be 'bpe' or 'wordpiece'.")
+    if kind == "wordpiece":
+        if vocab_size < len(_BERT) + 1:
+            raise InputError(f"vocab_size={vocab_size} must be at least {len(_BERT) + 1}: the special tokens and one.")
+        core = _wordpiece(models.WordPiece(unk_token="[UNK]"), lowercase)
+        core.train_from_iterator(
+            texts,
+            trainers.WordPieceTrainer(
+                vocab_size=vocab_size, min_frequency=2, special_tokens=list(_BERT), show_progress=False
+            ),
+        )
+        return _with_ids(core, "the trained tokenizer", pad=_BERT[0], bos=_BERT[2], eos=_BERT[3])
     if vocab_size < 259:
         raise InputError(f"vocab_size={vocab_size} must be at least 259: 256 bytes and pad, bos, eos.")
     core = hf.Tokenizer(models.BPE())
@@ -128,21 +149,27 @@ def train(texts: Iterable[str], *, vocab_size: int = 4096, lowercase: bool = Tru
 
 
 def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eos: str | None = None) -> Tokenizer:
-    """Any `tokenizer.json` of the `tokenizers` library.
+    """Any `tokenizer.json` of the `tokenizers` library, or a WordPiece `vocab.txt` as BERT checkpoints have it.
 
     Args:
-        path: the file.
+        path: the file. Beside a `vocab.txt`, `tokenizer_config.json` may say `do_lower_case` (true by default).
         pad, bos, eos: the special tokens, where they are not among the widely used names.
 
     Raises:
         InputError: no such file, not a tokenizer, or no end-of-text token.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(
             f"tokenizer: there is no file {path}. Give the path of a tokenizer.json, or leave it out to train one."
         )
     try:
-        core = hf.Tokenizer.from_file(str(path))
+        if path.suffix == ".txt":
+            said = path.with_name("tokenizer_config.json")
+            lowercase = json.loads(said.read_text()).get("do_lower_case", True) if said.is_file() else True
+            core = _wordpiece(models.WordPiece.from_file(str(path), unk_token="[UNK]"), lowercase)
+        else:
+            core = hf.Tokenizer.from_file(str(path))
     except Exception as reason:  # the library raises plain Exception
         raise InputError(f"tokenizer: {path} is not a tokenizer.json of the `tokenizers` library ({reason}).") from None
     core.no_padding()
@@ -150,11 +177,25 @@ def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eo
     return _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
 
 
-def load_or_train(path: str | Path, texts: Callable[[], Iterable[str]], *, vocab_size: int = 4096) -> Tokenizer:
+def _wordpiece(model: models.WordPiece, lowercase: bool) -> hf.Tokenizer:
+    core = hf.Tokenizer(model)
+    core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    return core
+
+
+def load_or_train(
+    path: str | Path,
+    texts: Callable[[], Iterable[str]],
+    *,
+    vocab_size: int = 4096,
+    kind: Literal["bpe", "wordpiece"] = "bpe",
+) -> Tokenizer:
     """The tokenizer saved at `path` (a run's `tokenizer.json`); trained on `texts()` and saved there the first time."""
     if Path(path).exists():
         return load(path)
-    tokenizer = train(texts(), vocab_size=vocab_size)
+    tokenizer = train(texts(), vocab_size=vocab_size, kind=kind)
     tokenizer.save(path)
     return tokenizer
 

@@ -1,14 +1,16 @@
 """Towers and dual encoders: flax.nnx layers, used through the pure functions of `functional`."""
 
+from mixcon.models.bert import bert
 from mixcon.models.build import build
 from mixcon.models.classifier import classifier
 from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
+from mixcon.models.efficientnet import efficientnet
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
-from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks
+from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks, with_new_projections
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
@@ -19,12 +21,14 @@ __all__ = [
     "LogitScale",
     "Model",
     "Pretrained",
+    "bert",
     "build",
     "clamp_logit_scale",
     "classifier",
     "conv_net",
     "count",
     "dual_encoder",
+    "efficientnet",
     "flatten",
     "functional",
     "l2_normalize",
@@ -45,4 +49,5 @@ __all__ = [
     "text_transformer",
     "unflatten",
     "vit",
+    "with_new_projections",
 ]

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixcon.errors import InputError, nearest
+from mixcon.models.bert import bert
 from mixcon.models.classifier import classifier
 from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
+from mixcon.models.efficientnet import efficientnet
 from mixcon.models.functional import Make
 from mixcon.models.heads import mlp_head
 from mixcon.models.modified_resnet import modified_resnet
@@ -21,9 +23,11 @@ MODELS: dict[str, Callable[..., Make]] = {
     "vit": vit,
     "resnet": resnet,
     "modified_resnet": modified_resnet,
+    "efficientnet": efficientnet,
     "conv_net": conv_net,
     "classifier": classifier,
     "text_transformer": text_transformer,
+    "bert": bert,
     "mlp_head": mlp_head,
     "dual_encoder": dual_encoder,
     "projected": projected,

@@ -106,14 +106,21 @@ def stack(make: Make, depth: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def scan_stack(stacked: nnx.Module, step: Callable[..., Array], x: Array, *per_layer: Any) -> Array:
-    """Runs a stack: `x = step(layer, x, *slices)` for each layer in turn, compiled once for all of them."""
-    graphdef, state = nnx.split(stacked)
+    """Runs a stack: `x = step(layer, x, *slices)` for each layer in turn, compiled once for all of them.
 
-    def body(x: Array, layer: tuple[Any, ...]) -> tuple[Array, None]:
-        layer_state, *slices = layer
-        return step(nnx.merge(graphdef, layer_state), x, *slices), None
+    Batch statistics that the step updates are those of the stack afterwards.
+    """
+    graphdef, params, extra = _split(stacked)
 
-    return jax.lax.scan(body, x, (state, *per_layer))[0]
+    def body(x: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+        layer_params, layer_extra, *slices = layer
+        module = nnx.merge(graphdef, layer_params, layer_extra)
+        x = step(module, x, *slices)
+        return x, _split(module)[2]
+
+    x, extra = jax.lax.scan(body, x, (params, extra, *per_layer))
+    nnx.update(stacked, extra)
+    return x
 
 
 def remat(step: Callable[..., Any], policy: Callable[..., bool] | None = None) -> Callable[..., Any]:

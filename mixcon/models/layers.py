@@ -114,9 +114,20 @@ class LayerNorm(nnx.LayerNorm):
 class Mlp(nnx.Module):
     """`fc2(activation(fc1(x)))`."""
 
-    def __init__(self, width: int, hidden: int, *, activation: str, dtype: np.dtype, out_std: float, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str,
+        dtype: np.dtype,
+        out_std: float,
+        in_std: float | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.activation = choose(activation, ACTIVATIONS, "activation")
-        self.fc1 = nnx.Linear(width, hidden, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs)
+        in_std = (2 * width) ** -0.5 if in_std is None else in_std
+        self.fc1 = nnx.Linear(width, hidden, kernel_init=normal(in_std), dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -130,11 +141,20 @@ class SelfAttention(nnx.Module):
     whole heads, so tensor parallelism needs no reshuffle.
     """
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool, dtype: np.dtype, out_std: float, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool,
+        dtype: np.dtype,
+        out_std: float,
+        in_std: float | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
-        self.qkv = nnx.Linear(
-            width, 3 * width, use_bias=qkv_bias, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs
-        )
+        in_std = width**-0.5 if in_std is None else in_std
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=qkv_bias, kernel_init=normal(in_std), dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array | None = None, *, causal: bool = False) -> Array:
@@ -189,6 +209,8 @@ class BlockConfig:
     dtype: np.dtype = FLOAT32
     remat: bool | str = False  # False | True | "full" | "dots"
     scan_layers: bool = False  # one compiled block, parameters stacked over depth
+    post_norm: bool = False  # norms after the residual sums, as in BERT, not at the start of the branches
+    init_std: float | None = None  # of all matrices; None: as CLIP's, which depend on width and depth
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "mlp_dim"):
@@ -205,15 +227,17 @@ class BlockConfig:
 
 
 class Block(nnx.Module):
-    """Pre-norm block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`."""
+    """`x + attn(norm1(x))`, then `x + mlp(norm2(x))`; post-norm: `norm1(x + attn(x))`, then `norm2(x + mlp(x))`."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         c, self.config = config, config
-        out_std = (2 * c.depth * c.width) ** -0.5  # residual branches start small, the more so the deeper the tower
+        # Residual branches start small, the more so the deeper the tower.
+        out_std = (2 * c.depth * c.width) ** -0.5 if c.init_std is None else c.init_std
         norm = functools.partial(LayerNorm, c.width, eps=c.norm_eps, dtype=c.dtype, rngs=rngs)
         self.norm1, self.norm2 = norm(), norm()
-        self.attn = SelfAttention(c.width, c.heads, qkv_bias=c.qkv_bias, dtype=c.dtype, out_std=out_std, rngs=rngs)
-        self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, dtype=c.dtype, out_std=out_std, rngs=rngs)
+        part: dict[str, Any] = {"dtype": c.dtype, "in_std": c.init_std, "out_std": out_std, "rngs": rngs}
+        self.attn = SelfAttention(c.width, c.heads, qkv_bias=c.qkv_bias, **part)
+        self.mlp = Mlp(c.width, c.mlp_dim, activation=c.activation, **part)
 
     def __call__(
         self,
@@ -231,6 +255,9 @@ class Block(nnx.Module):
             y = dropout(y, self.config.dropout, key=dropout_key, train=train)
             return drop_path(y, drop_rate, key=path_key) if train and self.config.stochastic_depth else y
 
+        if self.config.post_norm:
+            x = self.norm1(x + branch(self.attn(x, mask, causal=causal), keys[0], keys[1]))
+            return self.norm2(x + branch(self.mlp(x), keys[2], keys[3]))
         x = x + branch(self.attn(self.norm1(x), mask, causal=causal), keys[0], keys[1])
         return x + branch(self.mlp(self.norm2(x)), keys[2], keys[3])
 

@@ -95,6 +95,30 @@ def load_clip(
     return Pretrained(spec, params, extra)
 
 
+def with_new_projections(found: Pretrained, key: jax.Array, *, embed_dim: int, logit_scale: float) -> Pretrained:
+    """Loaded towers whose projections into the shared space are initialised anew, as for fine-tuning at another width.
+
+    Args:
+        found: of `load_clip`; both towers have linear projections.
+        key: PRNG key.
+        embed_dim: D of the new space.
+        logit_scale: its multiplier of the similarities.
+
+    Raises:
+        InputError: a tower without a projection of its own (a ResNet's pooling is one).
+
+    Example:
+        >>> found = with_new_projections(load_clip("clip-vit-base-patch32"), key, embed_dim=128, logit_scale=100.0)
+    """
+    new = ("image_projection", "text_projection", "logit_scale")
+    if missing := set(new) - set(found.params):
+        raise InputError(f"the loaded model has no {', '.join(sorted(missing))} that could be replaced.")
+    spec = found.spec | {"embed_dim": embed_dim, "logit_scale": logit_scale}
+    model = functional(build(spec))
+    fresh = jax.device_get(jax.jit(lambda key: {name: model.init(key)[0][name] for name in new})(key))
+    return Pretrained(spec, {**found.params, **fresh}, found.extra)
+
+
 def stack_blocks(params: Mapping[str, Any]) -> Params:
     """Parameters of a model made with `scan_layers=False` as those of the same model with `scan_layers=True`."""
     stacked: dict[str, dict[int, Any]] = {}

@@ -28,12 +28,21 @@ STEMS = ("imagenet", "cifar")
 class BatchNorm(nnx.BatchNorm):
     """Batch norm in float32, returned in the compute dtype.
 
-    Running statistics move by 0.1 of the difference per step and use the biased variance.
+    Running statistics move by `1 - momentum` of the difference per step and use the biased variance.
     """
 
-    def __init__(self, width: int, *, dtype: np.dtype, rngs: nnx.Rngs, zero_init: bool = False):
+    def __init__(
+        self,
+        width: int,
+        *,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+        zero_init: bool = False,
+        momentum: float = 0.9,
+        eps: float = 1e-5,
+    ):
         scale = nnx.initializers.zeros if zero_init else nnx.initializers.ones
-        super().__init__(width, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, scale_init=scale, rngs=rngs)
+        super().__init__(width, momentum=momentum, epsilon=eps, dtype=jnp.float32, scale_init=scale, rngs=rngs)
         self.out_dtype = dtype
 
     def normalize(self, x: Array, *, train: bool) -> Array:

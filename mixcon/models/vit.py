@@ -41,7 +41,7 @@ SIZES = {  # name: width, depth, mlp_dim, heads
 
 def sized(
     size: str | None, width: int | None, depth: int | None, heads: int | None, mlp_dim: int | None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Width, depth, heads and mlp_dim of a named size, with explicit numbers taking precedence."""
     if size is not None:
         named = dict(zip(("width", "depth", "mlp_dim", "heads"), SIZES[choose(size, SIZES, "size")], strict=True))

@@ -112,7 +112,7 @@ def optimizer(
     """An optax optimiser with arguments that may differ by parameter path.
 
     Args:
-      name: in `optax` or `optax.contrib`: adamw, lamb, lars, adafactor, muon, ...; "sgd" and "adam" are the ones below.
+      name: in `optax` or `optax.contrib`: adamw, lars, adafactor, muon, ...; "sgd", "adam" and "lamb" are those below.
       learning_rate: number or schedule.
       clip_norm: largest global gradient norm; None does not clip.
       overrides: pairs `(regex, arguments)`; a parameter follows the first regex found in its path.
@@ -130,7 +130,11 @@ def optimizer(
       >>> tx = optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.2,
       ...                overrides=((r"bias$|scale$", {"weight_decay": 0.0}),))
     """
-    make = {"sgd": sgd, "adam": adam}.get(name) or getattr(optax, name, None) or getattr(optax.contrib, name, None)
+    make = (
+        {"sgd": sgd, "adam": adam, "lamb": lamb}.get(name)
+        or getattr(optax, name, None)
+        or getattr(optax.contrib, name, None)
+    )
     if not callable(make):
         known = [n for n in (*dir(optax), *dir(optax.contrib)) if not n.startswith("_")]
         raise InputError(f"unknown optimiser {name!r}; {configs.nearest(name, known)}")
@@ -194,6 +198,32 @@ def adam(
     """
     moments = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
     return optax.chain(optax.add_decayed_weights(weight_decay), moments) if weight_decay else moments
+
+
+def lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    adapt: bool = True,
+) -> optax.GradientTransformation:
+    """Adam whose step has, for each array, the length of that array: `θ ← θ - lr·‖θ‖/‖u‖·u`, u = adam(g) + λθ.
+
+    Args:
+      learning_rate: number or schedule.
+      b1, b2, eps: of Adam.
+      weight_decay: λ.
+      adapt: the factor ‖θ‖/‖u‖ (1 where either is zero); gains and biases go without, as in the authors' code.
+
+    Example:
+      >>> tx = lamb(1e-3, weight_decay=1e-5)
+
+    Reference: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, algorithm 2.
+    """
+    parts = [optax.scale_by_adam(b1, b2, eps), optax.add_decayed_weights(weight_decay)]
+    parts += [optax.scale_by_trust_ratio()] if adapt else []
+    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
 
 def on_plateau(
