@@ -61,6 +61,40 @@ def uniform_partner(num_examples: int, *, seed: int = 0) -> Partner:
     return partner
 
 
+def class_partner(labels: np.ndarray, *, seed: int = 0) -> Partner:
+    """Another example of the same class, all others alike: positive pairs for supervised contrast.
+
+    Args:
+        labels: integers [N].
+        seed: of the draws.
+
+    Raises:
+        InputError: a class has one member, who has nobody to be paired with.
+
+    Example:
+        >>> class_partner(np.array([0, 1, 0, 1]))(np.arange(4), 0)
+        array([2, 3, 0, 1])
+    """
+    classes, own, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    if (counts < 2).any():
+        alone = classes[counts < 2]
+        raise InputError(
+            f"{len(alone)} of {len(classes)} classes have one member, the first is {alone[0]}: pairs need two. Leave "
+            "such classes out, or merge them."
+        )
+    by_class = np.argsort(own, kind="stable")
+    first = np.cumsum(counts) - counts
+    place = np.empty_like(by_class)  # of each example within its class
+    place[by_class] = np.arange(len(by_class)) - first[own[by_class]]
+
+    def partner(indices: np.ndarray, step: int) -> np.ndarray:
+        mine = own[indices]
+        further = _generator(seed, step).integers(1, counts[mine])  # 1 ... n-1 places on, in a circle
+        return by_class[first[mine] + (place[indices] + further) % counts[mine]]
+
+    return partner
+
+
 def kernel_partner(values: np.ndarray, *, bandwidth: float, kernel: Kernel = "gaussian", seed: int = 0) -> Partner:
     """Partners that are close in label (or in any other value): `P(j | i) ∝ exp(-‖v_i - v_j‖² / 2h²)`, j = i included.
 

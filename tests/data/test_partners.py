@@ -50,6 +50,22 @@ def test_the_limits_are_no_mixing_and_plain_mixup(bandwidth, kind):
         assert_allclose(np.bincount(drawn, minlength=50) / 5000, np.full(50, 0.02), atol=0.01)
 
 
+def test_a_partner_of_the_class_is_every_other_member_alike():
+    labels = np.array([7, 3, 7, 3, 7, 7])
+    draw = partners.class_partner(labels, seed=2)
+    drawn = draw(np.repeat(np.arange(6), 3000), 5).reshape(6, -1)
+    for index, row in enumerate(drawn):
+        others = [j for j in range(6) if labels[j] == labels[index] and j != index]
+        shares = np.bincount(row, minlength=6) / row.size
+        assert_allclose(shares, [j in others and 1 / len(others) for j in range(6)], atol=0.04)
+    assert_array_equal(draw(np.arange(6), 5), draw(np.arange(6), 5))
+
+
+def test_a_class_of_one_cannot_be_paired():
+    with pytest.raises(InputError, match="1 of 3 classes have one member, the first is 9"):
+        partners.class_partner(np.array([1, 1, 9, 2, 2]))
+
+
 def test_couples_stay_together_and_depend_on_seed_and_step_alone():
     y = np.arange(12.0)
     own = uniform(12, 4, seed=5)
