@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, to_bytes
+from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, readable, to_bytes
 from mixcon.errors import InputError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+PARTS = (*IMAGES, ".txt", ".json", ".cls")  # of a record in a tar; others are never read
 TABLES = (".parquet", ".csv", ".tsv")
-MAX_BYTES = 64 << 20  # of one file in a tar
+MAX_BYTES = 64 << 20  # of the files of one record
+MAX_HEADER = 1 << 20  # of a tar's extended header, which is read whole
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _SUFFIX = ".arrayrecord"
 
 Raw = tuple[str, Callable[[], Record], int]  # key, how to read it (may raise BadRecord), progress so far
@@ -134,7 +137,7 @@ def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:
                 decode_image(record["image"], max_pixels=max_pixels)
                 if not record["text"].strip():
                     raise BadRecord("empty caption")
-                writer.write(to_bytes({"key": key} | record))
+                writer.write(_packed({"key": key} | record))
                 records += 1
             except BadRecord as reason:
                 skipped.append({"key": key, "reason": str(reason)})
@@ -149,6 +152,14 @@ def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:
         _replace(report, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped))
     os.replace(partial, out / job.name)
     return records, len(skipped)
+
+
+def _packed(record: Record) -> bytes:
+    """`to_bytes` of what comes from outside: numbers beyond 64 bits, lone surrogates and deep nesting are refused."""
+    try:
+        return to_bytes(record)
+    except (ValueError, OverflowError, RecursionError) as reason:
+        raise BadRecord(f"a value that cannot be stored ({reason})") from None
 
 
 def _replace(path: Path, text: str) -> None:
@@ -187,18 +198,35 @@ def _tar_job(path: Path) -> _Job:
     return _Job(name + _SUFFIX, _made_from(path), path.stat().st_size, lambda: _read_tar(path))
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose headers cannot fill the memory: compressed, one of gigabytes is a small file."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"header of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def _read_tar(path: Path) -> Iterator[Raw]:
     """Groups neighbouring members by name, as a stream: nothing but one group is held in memory."""
 
     def members() -> Iterator[tuple[str, str, bytes | str]]:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        with (
+            path.open("rb") as file,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, errors="replace") as tar,
+        ):
+            held = ("", 0)  # bytes of the record at hand
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, extension = base.partition(".")
                 if not (member.isfile() and stem and dot):
                     continue
                 key, extension = f"{folder}/{stem}".lstrip("/"), f".{extension.lower()}"
-                if member.size > MAX_BYTES:
+                if extension not in PARTS:
+                    yield key, extension, b""
+                    continue
+                held = (key, member.size + (held[1] if held[0] == key else 0))
+                if held[1] > MAX_BYTES:
                     yield key, extension, f"{extension} of {member.size:,} bytes"
                 else:
                     extracted = tar.extractfile(member)
@@ -232,7 +260,7 @@ def _from_parts(parts: dict[str, bytes | str]) -> Record:
         meta = json.loads(data[".json"]) if ".json" in data else {}
         text = data[".txt"].decode("utf-8") if ".txt" in data else meta.pop("text", None) or meta.pop("caption", None)
         label = {"label": int(data[".cls"])} if ".cls" in data else {}
-    except (ValueError, AttributeError, TypeError) as reason:
+    except (ValueError, AttributeError, TypeError, RecursionError) as reason:
         raise BadRecord(f"unreadable text or metadata ({reason})") from None
     if not isinstance(text, str):
         raise BadRecord("no caption")
@@ -244,10 +272,11 @@ def _table_jobs(path: Path, image_column: str, text_column: str, rows_per_shard:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        present = pq.read_schema(path).names
-        total = pq.read_metadata(path).num_rows
+        with readable(path):
+            present = pq.read_schema(path).names
+            total = pq.read_metadata(path).num_rows
     else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with readable(path), path.open(newline="", encoding="utf-8-sig") as file:
             present = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
         total = sum(1 for _ in _rows(path, columns)) if set(columns) <= set(present) else 0
     if missing := [column for column in columns if column not in present]:
@@ -266,10 +295,11 @@ def _rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
-            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+        with readable(path):
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
+                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
     else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with readable(path), path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","):
                 yield row[columns[0]], row[columns[1]]
 
@@ -287,6 +317,11 @@ def _from_row(folder: Path, image: Any, text: Any) -> Record:
     if isinstance(image, bytes):
         return {"image": image, "text": text}
     try:
-        return {"image": (folder / str(image)).read_bytes(), "text": text}
-    except OSError as reason:
-        raise BadRecord(f"no file ({reason.strerror})") from None
+        file = folder / str(image)
+        if not file.is_file():  # a device would never end
+            raise BadRecord("no file")
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise BadRecord(f"image of {size:,} bytes; at most {MAX_BYTES:,} are allowed")
+        return {"image": file.read_bytes(), "text": text}
+    except (OSError, ValueError) as reason:  # ValueError: a name with a null in it
+        raise BadRecord(f"no file ({reason})") from None

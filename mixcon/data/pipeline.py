@@ -27,7 +27,7 @@ def collate(records: list[Record]) -> Batch:
     64-bit numbers become 32-bit, as they would on the device.
 
     Raises:
-        InputError: records with different keys, or arrays of different shapes under one key.
+        InputError: records with different keys, arrays of different shapes under one key, or integers beyond 32 bits.
 
     Example:
         >>> collate([{"x": 1.0, "text": "a"}, {"x": 2.0, "text": "b"}])
@@ -53,7 +53,14 @@ def _stacked(key: str, column: Sequence[Any] | np.ndarray) -> Any:
         raise InputError(
             f"{key!r} has different shapes in one batch ({shapes}); resize or pad it in the source."
         ) from None
-    return stacked.astype(_NARROW.get(stacked.dtype, stacked.dtype), copy=False)
+    if stacked.dtype.kind in "US":
+        raise InputError(f"{key!r} has texts beside numbers in one batch.")
+    narrow = _NARROW.get(stacked.dtype, stacked.dtype)
+    if narrow != stacked.dtype and stacked.dtype.kind in "iu" and stacked.size:
+        limits = np.iinfo(narrow)
+        if stacked.min() < limits.min or stacked.max() > limits.max:
+            raise InputError(f"{key!r} has {stacked.max()} or {stacked.min()}, which 32 bits cannot hold.")
+    return stacked.astype(narrow, copy=False)
 
 
 class Batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,8 +12,11 @@ import msgpack
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mixcon.errors import InputError
+
 Record = dict[str, Any]
 MAX_PIXELS = 1 << 26  # 67 megapixels; a small file can claim to be more than memory holds
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow would start a program for others (EPS)
 
 
 class BadRecord(Exception):
@@ -41,6 +45,20 @@ def read(source: Source, *, at_most: int | None = None) -> Iterator[Record]:
             yield source[index]
 
 
+@contextlib.contextmanager
+def readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the reader of a data file stumbles over, as one `InputError` that names the file; not what the disk says."""
+    try:
+        yield
+    except (InputError, BadRecord):
+        raise
+    except Exception as reason:  # pyarrow, csv and array_record share no base
+        if isinstance(reason, OSError) and reason.errno is not None:
+            raise
+        first = (str(reason).strip().splitlines() or [""])[0][:200]
+        raise InputError(f"{os.fspath(path)} cannot be read; it is damaged or of another kind ({first}).") from None
+
+
 def to_bytes(record: Record) -> bytes:
     """A record as MessagePack: a map from strings to numbers, strings, bytes, lists and maps; no code, any language.
 
@@ -66,10 +84,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """RGB image of JPEG, PNG, WebP, ... bytes; transparency on white; the size is checked before anything is decoded.
 
     Raises:
-        BadRecord: unreadable, truncated or too large.
+        BadRecord: unreadable, truncated, too large, or none of `FORMATS`.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise BadRecord(f"image of {image.width} x {image.height} pixels; at most {max_pixels:,} are allowed")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -78,7 +96,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return image.convert("RGB")
     except UnidentifiedImageError:
         raise BadRecord("unreadable image (no known format)") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
+    except BadRecord:
+        raise
+    except Exception as reason:  # whatever a reader stumbles over: struct.error, NotImplementedError, SyntaxError, ...
         raise BadRecord(f"unreadable image ({reason})") from None
 
 
@@ -102,7 +122,7 @@ def image_text(height: int, width: int, *, max_pixels: int = MAX_PIXELS) -> Call
 
     def decode(record: Record) -> Record:
         if not isinstance(record.get("image"), bytes) or not isinstance(record.get("text"), str):
-            raise BadRecord(f"no image and text among the fields {sorted(record)}")
+            raise BadRecord(f"no image and text among the fields {sorted(map(str, record))}")
         text = record["text"].strip()
         if not text:
             raise BadRecord("empty caption")

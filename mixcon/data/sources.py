@@ -13,7 +13,7 @@ import numpy as np
 
 from mixcon.data.catalog import cache_dir, locate
 from mixcon.data.emoji import Emoji
-from mixcon.data.records import BadRecord, Record, Source, cover, decode_image, from_bytes, image_text
+from mixcon.data.records import BadRecord, Record, Source, cover, decode_image, from_bytes, image_text, readable
 from mixcon.errors import InputError
 
 __all__ = [
@@ -196,13 +196,18 @@ class Packed:
                 f"no ArrayRecord shards at {' '.join(patterns)}, neither from here nor in MIXCON_DATA nor in "
                 f"{cache_dir()}. `mixcon data pack` makes them from tars or from a table of image paths and captions."
             )
-        self._records = ArrayRecordDataSource(self.paths)
+        with readable(self.paths[0] if len(self.paths) == 1 else " or ".join(patterns)):
+            self._records = ArrayRecordDataSource(self.paths)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        return from_bytes(self._records[int(index)])
+        try:
+            packed = self._records[int(index)]
+        except (RuntimeError, ValueError) as reason:  # its block fails its checksum
+            raise BadRecord(f"damaged in its shard ({str(reason)[:200]})") from None
+        return from_bytes(packed)
 
 
 def _glob(pattern: str) -> list[str]:
@@ -236,15 +241,20 @@ class ImageParquet:
     def __init__(
         self, path: str | Path, *, size: tuple[int, int] | None = None, image: str = "img", label: str = "label"
     ):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if not Path(path).is_file():
             raise InputError(f"there is no parquet file {path}.")
-        present = pq.read_schema(path).names
-        if missing := {image, label} - set(present):
-            raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(present)}.")
-        table = pq.read_table(path, columns=[image, label])
-        self._images, self._labels, self._size = table.column(image), np.asarray(table.column(label), np.int32), size
+        with readable(path):
+            present = pq.read_schema(path).names
+            if missing := {image, label} - set(present):
+                raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(present)}.")
+            table = pq.read_table(path, columns=[image, label])
+            if table.column(label).null_count:
+                raise InputError(f"{path} has empty cells in its column {label!r}.")
+            labels = table.column(label).cast(pa.int32())  # checked: nothing is wrapped or cut off
+        self._images, self._labels, self._size = table.column(image), np.asarray(labels, np.int32), size
 
     def __len__(self) -> int:
         return len(self._labels)
