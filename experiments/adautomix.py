@@ -30,7 +30,6 @@ from mixcon.train.players import Classify, Rule, check_scale, players
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 500
-Pixels = Callable[[jax.Array, jax.Array | None], jax.Array]  # (images, key of the augmentation or None) -> normalised
 
 
 class Game(NamedTuple):
@@ -38,7 +37,7 @@ class Game(NamedTuple):
 
     init: Callable[[jax.Array], tuple[dict, dict, dict]]
     task: Task
-    pixels: Pixels
+    pixels: data.augment.Pixels
     classify: Classify
     rule: Rule | None  # of a learned mixer
     train: data.Source
@@ -74,7 +73,8 @@ def make_game(config: ml_collections.ConfigDict) -> Game:
         raise InputError(f"num_sources={rule.num_sources} is more than the batch, which is {config.batch_size}")
     seeded = {"seed": config.seed} if config.data.split_by_seed else {}
     train, test = (configs.partial(config.data[side])(**seeded) for side in ("train", "test"))
-    pixels, classes = make_pixels(config), config.model.num_classes
+    pixels = data.augment.pixels(*map(configs.partial, config.augment), mean=config.image_mean, std=config.image_std)
+    classes = config.model.num_classes
     spec = configs.plain(config.model) | {"heads": ("one", "mix") if rule else ("one",)}
     model = models.functional(models.build(spec))
     classify = functools.partial(model.apply, method=functools.partial(Classifier.with_map, at=config.tap))
@@ -111,20 +111,11 @@ def make_game(config: ml_collections.ConfigDict) -> Game:
     return Game(init_all, Task(prepare, *halves), pixels, classify, rule, train, test)
 
 
-def make_pixels(config: ml_collections.ConfigDict) -> Pixels:
-    """Normalised images, augmented if a key is given."""
-    augment = data.augment.compose(*map(configs.partial, config.augment))
-
-    def pixels(images: jax.Array, key: jax.Array | None) -> jax.Array:
-        images = data.augment.unit_float(images)
-        images = images if key is None else augment(key, images)
-        return data.augment.normalize(images, config.image_mean, config.image_std)
-
-    return pixels
-
-
 def drawn_task(
-    config: ml_collections.ConfigDict, method: ml_collections.ConfigDict, pixels: Pixels, classify: Classify
+    config: ml_collections.ConfigDict,
+    method: ml_collections.ConfigDict,
+    pixels: data.augment.Pixels,
+    classify: Classify,
 ) -> Task:
     """Cross-entropy of clean images, or of those that a policy without parameters mixes; the teacher only follows."""
     policy = configs.partial(method.mixer) if "mixer" in method else None
@@ -176,7 +167,7 @@ def heads(game: Game, *, teacher: bool) -> Evaluator:
             nets["k"] = (extra["teacher"], extra["teacher_statistics"])
         found = {"label": batch["label"]}
         for who, net in nets.items():
-            logits, _ = game.classify(*net, game.pixels(batch["image"], None))[0]
+            logits, _ = game.classify(*net, game.pixels(batch["image"]))[0]
             found |= {f"{head}_{who}": logits.get(head, logits["one"]).argmax(axis=-1) for head in ("one", "mix")}
         return found
 

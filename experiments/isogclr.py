@@ -34,18 +34,15 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
     towers = {view: models.functional(models.build(configs.plain(config.towers[view]))) for view in (first, second)}
     augment = data.augment.compose(*map(configs.partial, config.augment))
+    pixels = data.augment.pixels(augment, mean=config.image_mean, std=config.image_std)
     loss = pair_objective(config.objective, num_examples=len(source))
     steps_per_epoch = max(len(source) // config.batch_size, 1)
 
-    def pixels(x: jax.Array) -> jax.Array:
-        if x.dtype != jnp.uint8:
-            return x
-        return data.augment.normalize(data.augment.to_float(x), config.image_mean, config.image_std)
-
-    def augmented(key: jax.Array, x: jax.Array) -> jax.Array:
-        if x.dtype != jnp.uint8:
-            return augment(key, x)
-        return data.augment.normalize(augment(key, data.augment.to_float(x)), config.image_mean, config.image_std)
+    def ready(x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Images, or features, which are not normalised."""
+        if x.dtype == jnp.uint8:
+            return pixels(x, key)
+        return x if key is None else augment(key, x)
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         keys = jax.random.split(key, len(towers))
@@ -55,9 +52,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
         one, other = jax.random.split(key)
-        return {"first": augmented(one, batch[first]), "second": augmented(other, batch[second])} | {
-            "index": batch["index"]
-        }
+        return {"first": ready(batch[first], one), "second": ready(batch[second], other), "index": batch["index"]}
 
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[dict, dict]:
         reps = {}
@@ -76,7 +71,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         def features(batch: Batch) -> dict[str, jax.Array]:
             found = {}
             for view, tower in towers.items():
-                out, _ = tower.apply(params[view], state.extra[view], pixels(batch[view]), key=None, train=False)
+                out, _ = tower.apply(params[view], state.extra[view], ready(batch[view]), key=None, train=False)
                 found[view] = models.l2_normalize(out["embedding"])
                 found[f"{view}/probed"] = found[view] if config.probe == "embedding" else out["features"]
             return found | {"label": batch["label"]}

@@ -40,23 +40,19 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     transform, sizes = text_transform(config, workdir, source)
     encoders = {name: models.build(configs.plain(config.encoders[name]) | sizes.get(name, {})) for name in names}
     model = models.functional(models.multimodal_classifier(encoders, unimodal=bool(config.unimodal), **config.heads))
-    augment = data.augment.compose(*map(configs.partial, config.augment))
+    pixels = data.augment.pixels(*map(configs.partial, config.augment), mean=config.image_mean, std=config.image_std)
     ordered = [(names[a], names[b]) for a, b in multimodal_pairs(len(names))] if contrast.weight else []
     contrasted = tuple(contrast.mixed) or names
     switch = switch_step(config, len(source))
 
-    def pixels(batch: Batch, key: jax.Array | None = None) -> Batch:
-        if "image" not in names:
-            return batch
-        image = data.augment.to_float(batch["image"])
-        image = image if key is None else augment(key, image)
-        return {**batch, "image": data.augment.normalize(image, config.image_mean, config.image_std)}
+    def ready(batch: Batch, key: jax.Array | None = None) -> Batch:
+        return {**batch, "image": pixels(batch["image"], key)} if "image" in names else batch
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         return *model.init(key), {}
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
-        return {name: value for name, value in pixels(batch, key).items() if name in (*names, "label")}
+        return {name: value for name, value in ready(batch, key).items() if name in (*names, "label")}
 
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[dict, dict]:
         inputs, reps = {name: batch[name] for name in names}, dict[str, Any]()
@@ -101,7 +97,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
 
     @embedder
     def predict(state: tuple[dict, dict], batch: Batch) -> dict[str, jax.Array]:
-        return encode(*state, pixels(batch), key=jax.random.key(0), train=False)[0]["logits"] | {
+        return encode(*state, ready(batch), key=jax.random.key(0), train=False)[0]["logits"] | {
             "label": batch["label"]
         }
 

@@ -42,6 +42,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     source = configs.call(config.data.train)
     model = models.functional(models.build(configs.plain(config.model)))
     augment = data.augment.compose(*map(configs.partial, config.augment))
+    pixels = data.augment.pixels(augment, mean=config.image_mean, std=config.image_std)
     contrast: Objective = configs.partial(config.objective)(
         dim=config.model.embed_dim, mixing=read_mixing(config, len(source) / config.batch_size)
     )
@@ -53,14 +54,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         extra = {"stats": stats, "teacher": teacher, "teacher_stats": teacher_stats}
         return params, extra, contrast.init(queue_key)
 
-    def pixels(images: jax.Array) -> jax.Array:
-        return data.augment.normalize(images, config.image_mean, config.image_std)
-
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
-        images = data.augment.unit_float(batch["image"])
-        views = {
-            name: pixels(augment(k, images)) for name, k in zip(("query", "key"), jax.random.split(key), strict=True)
-        }
+        keys = dict(zip(("query", "key"), jax.random.split(key), strict=True))
+        views = {name: pixels(batch["image"], each) for name, each in keys.items()}
         return views | {name: batch[name] for name in ("index", "label") if name in batch}
 
     def encode(params: dict, extra: Extra, batch: Batch, *, key: Any, train: bool) -> tuple[dict, Extra]:

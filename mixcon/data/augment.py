@@ -16,6 +16,7 @@ from jax import Array
 from mixcon.errors import InputError
 
 Augmentation = Callable[[Array, Array], Array]
+Pixels = Callable[..., Array]  # (images, key of the augmentations = None) -> images
 Planes = tuple[Array, Array, Array]
 
 
@@ -70,6 +71,24 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
         raise InputError(f"normalize: mean={mean} and std={std} need one number (std > 0) for each of the channels.")
     shape = (1, 1, 1, len(mean))
     return (images - jnp.asarray(mean, images.dtype).reshape(shape)) / jnp.asarray(std, images.dtype).reshape(shape)
+
+
+def pixels(*augmentations: Augmentation, mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
+    """Images as a network takes them: in [0, 1], augmented where a key is given, normalised.
+
+    Example:
+        >>> view = pixels(horizontal_flip, mean=(0.5,), std=(0.5,))
+        >>> images = jnp.full((1, 2, 2, 1), 255, jnp.uint8)
+        >>> float(view(images).max()), view(images, jax.random.key(0)).shape
+        (1.0, (1, 2, 2, 1))
+    """
+    augment = compose(*augmentations)
+
+    def view(images: Array, key: Array | None = None) -> Array:
+        images = unit_float(images)
+        return normalize(images if key is None else augment(key, images), mean, std)
+
+    return view
 
 
 def random_resized_crop(
