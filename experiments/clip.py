@@ -19,7 +19,7 @@ from mixcon.evals.embed import embed
 from mixcon.train.assemble import assemble, process_share
 from mixcon.train.checkpoint import Checkpoints
 from mixcon.train.objective import pair_objective
-from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
+from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState, stream
 
 EVAL_BATCH = 256
 TOKENIZER_TEXTS = 100_000  # captions that a tokenizer is trained on, at most
@@ -113,6 +113,9 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
                 f"weights in {config.init_from} ({text['vocab_size']}, {text['eos_id']}); "
                 "set tokenizer.path to the tokenizer.json that belongs to them"
             )
+        if config.get("new_projections", False):
+            key, sizes = stream(config.seed, "init", 0), {name: spec[name] for name in ("embed_dim", "logit_scale")}
+            found = models.with_new_projections(found, key, **sizes)
         return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
     ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}

@@ -25,6 +25,8 @@ VARIANTS = {
     ),
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
+    "contrastive_behaviour": ("cifar10", "cifar100", "svhn", "imagenet100", "small"),
+    "contrastive_gap": ("coco128", "coco64", "coco32", "idealized", "small", "digits", "digits_idealized"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mixcon.evals import artifacts
-from mixcon.evals.gap import modality_gap
+from mixcon.evals.gap import gap_report
 from mixcon.evals.geometry import alignment, uniformity
 from mixcon.evals.knn import knn
 from mixcon.evals.probe import linear_probe
@@ -44,7 +44,7 @@ def retrieval_report(image_ND: np.ndarray, text_ND: np.ndarray, records: Sequenc
     yield "alignment", alignment(image_ND, text_ND)
     for side, rows in (("image", image_ND), ("text", text_ND)):
         yield f"uniformity/{side}", uniformity(rows)
-    yield from ((f"gap/{key}", value) for key, value in modality_gap(image_ND, text_ND).items())
+    yield from ((f"gap/{key}", value) for key, value in gap_report(image_ND, text_ND).items())
 
     chosen = spaced(len(records), QUERIES)
     note = f"{len(records)} candidates; queries spread evenly over the set."

@@ -73,6 +73,12 @@ CASES = {
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
+    "contrastive_gap:digits_idealized": ("objective.cross_uniformity=1.0", "data.evals={}"),
+    "contrastive_behaviour:small": (  # the memory moves, the rate falls
+        "objective={'name': 'mixcon.objectives.hard_info_nce', 'temperature': 0.3, 'top_k': 98}",
+        "schedule.at=(4,)",
+        "data.evals={}",
+    ),
     "mochi:small": (  # the warm-up ends within the run, the queue goes round
         "batch_size=32",
         "objective.size=128",

@@ -23,6 +23,7 @@ ALL = {
     "solarize": partial(augment.solarize, p=0.5),
     "gaussian_noise": augment.gaussian_noise,
     "drop_pixels": augment.drop_pixels,
+    "scale_intensity": augment.scale_intensity,
 }
 
 
@@ -211,6 +212,10 @@ def test_noise_has_the_spread_and_drops_the_rate_asked_for():
     kept = (dropped > 0).all(-1)
     np.testing.assert_array_equal(kept, (dropped > 0).any(-1))  # all channels together
     np.testing.assert_allclose(kept.mean(), 0.7, atol=0.05)
+    scaled = augment.scale_intensity(KEY, gray, low=0.5, high=1.9)
+    assert len(np.unique(scaled)) == 4  # one factor for each picture
+    assert float(scaled.min()) >= 0.25
+    np.testing.assert_array_equal(augment.scale_intensity(KEY, gray, low=3.0, high=3.0), jnp.ones_like(gray))
 
 
 def test_compose_gives_each_its_own_key(images):
@@ -243,5 +248,7 @@ def test_wrong_input_is_refused_in_words():
         augment.gaussian_noise(KEY, jnp.zeros((2, 4, 4, 1)), std=-1)
     with pytest.raises(InputError, match="rate=2"):
         augment.drop_pixels(KEY, jnp.zeros((2, 4, 4, 1)), rate=2)
+    with pytest.raises(InputError, match=r"low=2\.0"):
+        augment.scale_intensity(KEY, jnp.zeros((2, 4, 4, 1)), low=2.0, high=1.0)
     with pytest.raises(InputError, match="uint8"):
         augment.to_float(jnp.zeros((2, 4, 4, 3)))

@@ -118,6 +118,29 @@ def test_mlp_head_equals_plain_numpy_and_keeps_batch_statistics():
     np.testing.assert_allclose(out, y, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_projected_mlp_equals_plain_numpy(batch_norm):
+    spec = {"name": "relu_mlp", "widths": (6, 5, 4), "batch_norm": batch_norm, "init": "uniform"}
+    model = functional(build({"name": "projected", "embed_dim": 2, "depth": 1, "init": "uniform", "backbone": spec}))
+    params, extra = jax.jit(model.init)(jax.random.key(0))
+    x = RNG.normal(size=(8, 2, 3)).astype(np.float32)
+    out, new = jax.jit(model.apply, static_argnames="train")(params, extra, x, train=True)
+    y = x.reshape(8, 6)
+    for i, fan_in in enumerate((6, 5)):
+        layer = params["backbone"]["layers"][str(i)]
+        assert np.abs(layer["kernel"]).max() <= fan_in**-0.5
+        y = y @ np.asarray(layer["kernel"]) + (0 if batch_norm else np.asarray(layer["bias"]))
+        if batch_norm:
+            np.testing.assert_allclose(new["backbone"]["norms"][str(i)]["mean"], 0.1 * y.mean(0), rtol=1e-3, atol=1e-5)
+            y = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+        y = np.maximum(y, 0)
+    np.testing.assert_allclose(out["features"], y, rtol=1e-3, atol=1e-4)
+    head = params["head"]["layers"]["0"]
+    embedding = y @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(out["embedding"], embedding, rtol=1e-3, atol=1e-4)
+    assert np.abs(head["bias"]).max() > 0
+
+
 @pytest.mark.parametrize(  # the published CLIP models
     ("image", "width", "embed_dim", "expected"),
     [

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mixcon.errors import InputError
-from mixcon.models import build, flatten, functional, load_clip
+from mixcon.models import build, flatten, functional, load_clip, with_new_projections
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip_towers.npz"
 
@@ -88,6 +88,22 @@ def test_other_heads_change_the_output(golden, openai_vit_file):
     loaded = load_clip(openai_vit_file, image_heads=4, text_heads=2)
     images = golden["in/image_vit"].transpose(0, 2, 3, 1)
     assert distance(apply(loaded, images, method=image_features), golden["out/vit"]) > 1e-3
+
+
+def test_new_projections_leave_the_towers_as_they_are(golden, openai_vit_file):
+    loaded = load_clip(openai_vit_file, image_heads=2, text_heads=2)
+    changed = with_new_projections(loaded, jax.random.key(0), embed_dim=5, logit_scale=100.0)
+    images = golden["in/image_vit"].transpose(0, 2, 3, 1)
+    assert apply(changed, images, method="encode_image").shape == (len(images), 5)
+    assert float(np.exp(changed.params["logit_scale"]["log"])) == pytest.approx(100, rel=1e-5)
+    before, after = flatten(loaded.params), flatten(changed.params)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if not name.startswith(("image_projection", "text_projection", "logit_scale")):
+            assert after[name] is value
+    bare = loaded._replace(params={k: v for k, v in loaded.params.items() if k != "image_projection"})
+    with pytest.raises(InputError, match="image_projection"):
+        with_new_projections(bare, jax.random.key(0), embed_dim=5, logit_scale=100.0)
 
 
 def test_stacked_blocks_give_the_same_embeddings(golden, openai_vit_file):

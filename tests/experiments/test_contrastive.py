@@ -1,0 +1,75 @@
+"""The contrastive gap and the behaviour of contrastive loss as experiments: what their studies rest on."""
+
+import jax
+import numpy as np
+import pytest
+
+from mixcon import config as configs
+from mixcon.errors import InputError
+from mixcon.train import loop
+from mixcon.train import mesh as meshes
+from mixcon.train.state import init_state
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def load(name, *overrides):
+    short = ("steps=4", "log_every=1", "checkpoint.every=4", "eval_every=-1")
+    return configs.load(f"configs/{name}", [f"--config.{each}" for each in (*short, *overrides)])
+
+
+def test_the_gap_is_closed_before_training_by_a_rotation_that_does_not_train(tmp_path):
+    from experiments.contrastive_gap import before_and_after
+
+    config = load("contrastive_gap.py:digits_idealized")
+    found = before_and_after(config, tmp_path)
+    assert found["before/centroid_distance"] < 0.2
+    assert found["before/R@1"] > 0.5, "the same inputs: most find their own"
+    assert found["after/centroid_distance"] != found["before/centroid_distance"]
+    experiment = loop.build(config, tmp_path / "again")
+    first = init_state(experiment, np.uint32(0), ema=False).extra["rotation"]
+    np.testing.assert_allclose(first @ first.T, np.eye(len(first)), atol=1e-4)
+    last = loop.train(config, tmp_path, progress=False).extra["rotation"]  # the run that has ended
+    np.testing.assert_allclose(last, first, atol=1e-3)
+
+
+def test_equal_views_are_identical_inputs_and_others_are_not(tmp_path):
+    for views, equal in ((("pix", "pix"), True), (("pix", "fou"), False)):
+        variant = "digits_idealized" if equal else "digits"
+        experiment = loop.build(load(f"contrastive_gap.py:{variant}", f"views={views}"), tmp_path)
+        params = init_state(experiment, np.uint32(0), ema=False).params
+        shapes = {name: jax.tree.map(np.shape, tower) for name, tower in params.items()}
+        assert (shapes["first"] == shapes["second"]) == equal
+        kernels = [jax.tree.leaves(params[name])[-1] for name in ("first", "second")]
+        assert not np.allclose(*kernels), "independent initialisations"
+
+
+def test_a_view_that_records_lack_is_said(tmp_path):
+    with pytest.raises(InputError, match="no field 'zer'"):
+        loop.build(load("contrastive_gap.py:digits", "views=('pix', 'zer')"), tmp_path)
+
+
+def test_the_geometry_of_what_was_learned(tmp_path):
+    config = load("contrastive_behaviour.py:small", "data.train.train_size=1600")
+    experiment = loop.build(config, tmp_path)
+    state = loop.train(config, tmp_path, progress=False)
+    assert state.objective.features.shape == (1600, 32)
+    with jax.set_mesh(meshes.make_mesh(**config.mesh)):
+        found = dict(experiment.evals["test"](state))
+    profile = [found[f"profile/nearest_{rank}"] for rank in range(1, 11)]
+    assert profile == sorted(profile, reverse=True)
+    assert 0 < found["uniformity"] < 4
+    assert all(-1 <= found[name] <= 1 for name in ("tolerance", "profile/positive"))
+    assert found["knn"] > 0.5
+
+
+@pytest.mark.parametrize("slug", ["contrastive_gap", "contrastive_behaviour"])
+def test_every_arm_of_the_studies_is_a_config_that_resolves(slug):
+    study = configs.read_module(f"configs/{slug}.py").get_study()
+    arms = {arm for table in study.tables.values() for arm in table.arms.values()}
+    texts = {configs.to_json(load(f"{slug}.py:{arm.config}", *arm.overrides)) + arm.measure for arm in arms}
+    assert len(texts) == len(arms), "no two arms are the same run"
