@@ -1,4 +1,4 @@
-"""What a finished run left on disk, and whether two runs are the same."""
+"""What a run was given, what it left on disk, and whether two runs are the same."""
 
 import json
 import shutil
@@ -35,3 +35,16 @@ def forget_steps_after(workdir, step):
         if folder.name.isdigit() and int(folder.name) > step:
             shutil.rmtree(folder)
             (workdir / "digests" / f"{folder.name}.json").unlink()
+
+
+class Watched:
+    """An iterator of batches that writes down which examples it hands out."""
+
+    def __init__(self, iterator, order):
+        self.iterator, self.order = iterator, order
+        self.get_state, self.set_state = iterator.get_state, iterator.set_state
+
+    def __next__(self):
+        batch = next(self.iterator)
+        self.order.append(batch["index"].tolist())
+        return batch

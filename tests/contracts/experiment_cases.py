@@ -45,6 +45,22 @@ CASES = {
         "zero_shot=()",
         "probes=()",
     ),
+    "siglip:small": (  # the sigmoid loss has a bias of its own
+        "batch_size=16",
+        "schedule.warmup_steps=2",
+        "tokenizer.vocab_size=300",
+        "model.embed_dim=16",
+        "model.image.width=32",
+        "model.image.depth=1",
+        "model.image.patch=16",
+        "model.text.width=32",
+        "model.text.depth=1",
+        "model.text.context_length=12",
+        "ema=0.9",
+        "data.evals={}",
+        "zero_shot=()",
+        "probes=()",
+    ),
     "m3col:small": (
         """data.train={'name': 'mixcon.data.multimodal.feature_groups', 'side': 'train'}""",
         """data.evals.test={'name': 'mixcon.data.multimodal.feature_groups', 'side': 'test'}""",
@@ -131,6 +147,7 @@ CASES = {
 
 # Further forms of a paper whose first form is above: they take part in the slow tests only.
 FURTHER = (
+    "siglip:small",
     "mixup_classification:small_vit",
     "cmixup:crime",
     "cmixup:sinusoid",
