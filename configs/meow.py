@@ -1,7 +1,8 @@
 """MEOW and AdaMEOW: contrast on heterogeneous graphs with weighted negatives (Yu et al. 2023, 2024).
 
 `acm`, `imdb`, `dblp`, `aminer`: MEOW as published. `adameow_acm`, `adameow_imdb`, `adameow_dblp`, `adameow_aminer`:
-AdaMEOW. `small`: MEOW on ACM, which is in the package, for 40 epochs. `adameow_small`: AdaMEOW on 1,000 papers of it.
+AdaMEOW. `small`: MEOW on ACM for 40 epochs. `adameow_small`: AdaMEOW on 1,000 papers of it. ACM and IMDB are in the
+package.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """Heterogeneous graphs: target nodes with labels, nodes of other types, and meta-paths that join the targets.
 
 ACM, IMDB, DBLP and AMiner as published with MEOW: in the repository's own file layout, or packed in one file each. ACM
-comes with the package, its papers as the words they contain.
+and IMDB come with the package, papers and movies as the words they contain.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mixcon.data.graph_files import Folder, GraphFiles, Packed, Split
 from mixcon.data.metapaths import normalize_rows
 from mixcon.errors import InputError
 
+EMBEDDED = ("acm", "imdb")
 AMINER_FEATURES = "feat_{path}.w1000.l100.npy"
 
 
@@ -57,7 +58,7 @@ def load_graph(graph: str, *, root: str | pathlib.Path | None = None, nodes: int
     """One of the graphs `acm`, `imdb`, `dblp`, `aminer`.
 
     Args:
-      graph: its name. ACM is in the package.
+      graph: its name. ACM and IMDB are in the package.
       root: folder that holds `<graph>/` (or `meow_<graph>.npz`); by default where the set "meow" is found.
       nodes: so many target nodes, those that a split trains on and others drawn at random, and the paths between
         them; 0 keeps all. seed: of the draw.
@@ -76,8 +77,8 @@ def load_graph(graph: str, *, root: str | pathlib.Path | None = None, nodes: int
     readers = {"acm": _acm, "imdb": _imdb, "dblp": _dblp, "aminer": _aminer}
     if graph not in readers:
         raise InputError(f"graph={graph!r} is not one of {', '.join(readers)}.")
-    if root is None and graph == "acm":
-        with resources.as_file(resources.files("mixcon.data").joinpath("embedded", "acm_graph.npz")) as path:
+    if root is None and graph in EMBEDDED:
+        with resources.as_file(resources.files("mixcon.data").joinpath("embedded", f"{graph}_graph.npz")) as path:
             files: GraphFiles = Packed(path)
     else:
         folder = pathlib.Path(locate("meow") if root is None else root)

@@ -58,6 +58,9 @@ def test_the_downloaded_files_give_the_same_graph(acm):
         assert (path.counts != sp.load_npz(folder / "acm" / f"{name}.npz")).nnz == 0
     imdb = load_graph("imdb", root=folder)
     assert imdb.labels.min() == 0
+    ours = load_graph("imdb")  # the one in the package
+    assert (ours.target[0] != imdb.target[0]).nnz == 0
+    assert all((a.counts != b.counts).nnz == 0 for a, b in zip(ours.paths, imdb.paths, strict=True))
     assert [path.counts.nnz for path in imdb.paths] == [81360, 16498, 319435]
     dblp = load_graph("dblp", root=folder)
     assert [c.incidence.nnz for path in dblp.paths for c in path.contexts[:2]] == [19645, 19645, 9205, 19645, 90685]
