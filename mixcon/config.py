@@ -65,8 +65,9 @@ def override(config: ml_collections.ConfigDict, overrides: Sequence[str], *, pat
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"unknown argument --{error.flagname}; overrides are written --config.key=value") from error
-    except (flags.Error, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"config override refused: {error}") from error
+    except (flags.Error, LookupError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:600]  # a value is read as a literal: nested too deeply, it is refused
+        raise InputError(f"config override refused: {reason}") from error
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; overrides are written --config.key=value")
     return config.lock()
@@ -150,14 +151,26 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 
 def resolve(name: str) -> Any:
-    """Import what a dotted name such as `mixcon.objectives.clip` refers to."""
+    """Import what a dotted name such as `mixcon.objectives.clip` refers to.
+
+    A config may come with a folder of somebody else's: what could run what it is told is not reached from there.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        raise InputError(f"{name!r} is not a dotted name, such as mixcon.objectives.clip")
     module, _, attribute = name.rpartition(".")
+    if name.partition(".")[0] in sys.stdlib_module_names or module in (__name__, "mixcon.cli"):
+        raise InputError(f"{name!r} cannot be part of a config: it is no piece of mixcon or of another library")
     try:
         owner = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(f"{name!r} cannot be imported: {error}") from error
     if hasattr(owner, attribute):
-        return getattr(owner, attribute)
+        found = getattr(owner, attribute)
+        if (getattr(found, "__module__", None) or "").partition(".")[0] in sys.stdlib_module_names:
+            raise InputError(
+                f"{name!r} is {found.__module__}.{attribute} of Python's library, and no piece of a config"
+            )
+        return found
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -186,7 +199,11 @@ def partial(piece: Mapping[str, Any]) -> Callable:
     Example:
       >>> blur = partial({"name": "mixcon.data.augment.gaussian_blur", "p": 0.5})
     """
+    if not isinstance(piece, Mapping | ml_collections.ConfigDict) or "name" not in piece:
+        raise InputError(f"{piece!r} is no piece of a config: that is a dict with a name and the function's arguments")
     function = resolve(piece["name"])
+    if not callable(function):
+        raise InputError(f"{piece['name']!r} is no function")
     configured = {key: plain(value) for key, value in piece.items() if key != "name"}
     check_arguments(function, piece["name"], configured)
     return functools.partial(function, **configured)
