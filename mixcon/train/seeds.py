@@ -17,6 +17,7 @@ import numpy as np
 from mixcon.errors import InputError
 from mixcon.train.state import Batch, Evaluator, Experiment, Metrics, PyTree, TrainState, init_state
 
+UNTOLD = r"0x[0-9a-f]+|\d+:i32\[\] -1:i32\[\]"  # in a printed program: addresses, and how checkify counts its checks
 NAME = "seed_{}"  # of an evaluator's results, and of the folder of a seed's own files
 
 
@@ -94,7 +95,7 @@ def refuse_different(experiments: Sequence[Experiment], seeds: Sequence[int], *,
             return each.step(init_state(each, seed, ema=ema), batch)
 
         closed = jax.make_jaxpr(begin)(np.uint32(0), batch)
-        return re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)), [np.asarray(c) for c in closed.consts]
+        return re.sub(UNTOLD, "", str(closed.jaxpr)), [np.asarray(c) for c in closed.consts]
 
     (text, constants), *others = map(traced, experiments)
     for seed, (other_text, other_constants) in zip(seeds[1:], others, strict=True):

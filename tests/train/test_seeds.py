@@ -12,6 +12,7 @@ from run_files import assert_same_run, forget_steps_after, measured
 
 from mixcon.data.sources import Arrays
 from mixcon.errors import InputError
+from mixcon.ops import checks
 from mixcon.train import loop
 from mixcon.train.assemble import assemble
 from mixcon.train.seeds import seed_and_metric, with_seeds
@@ -32,7 +33,9 @@ def build(config, workdir):
         return batch["x"] @ params["w"] * shift, extra
 
     def objective(params, state, reps, batch, *, key, step):
-        return jnp.mean((reps - batch["y"]) ** 2), {}, {"seen": state["seen"] + 1}
+        squares = (reps - batch["y"]) ** 2
+        checks.nonnegative("squares", squares)  # checkify numbers it, with another number in every trace
+        return jnp.mean(squares), {}, {"seen": state["seen"] + 1}
 
     def evaluate(state):
         yield "error", float(np.mean((x @ np.asarray(state.params["w"]) - y) ** 2))
