@@ -138,6 +138,7 @@ def get_study() -> Study:
         arms,
         {heading: f"eval/test/{name}" for heading, name in names.items()},
         seeds=3,
+        together=True,
         baseline="ordinary, τ = 0.3",
         scale={"1-NN": 100, "linear": 100},
         paper=paper,

@@ -223,6 +223,7 @@ def get_study() -> Study:
             digits_arms,
             {heading: f"eval/test/{name}" for heading, name in (gap | quality).items()},
             seeds=5,
+            together=True,
             baseline="CLIP, D = 128",
             scale={"R@1": 100, "R@5": 100, "classes": 100},
             paper=paper,
