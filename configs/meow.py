@@ -150,9 +150,9 @@ def get_study() -> Study:
         config = next(iter(arms.values())).config
         overrides = next(iter(arms.values())).overrides
         untrained = {
-            "raw features": Arm(config, overrides, measure="experiments.meow.raw_features", seeds=1),
-            "SGC": Arm(config, overrides, measure="experiments.meow.smoothed_features", seeds=1),
-            "SGC of counts": Arm(config, overrides, measure="experiments.meow.smoothed_counts", seeds=1),
+            "raw features": Arm(config, overrides, measure="experiments.meow_baselines.raw_features", seeds=1),
+            "SGC": Arm(config, overrides, measure="experiments.meow_baselines.smoothed_features", seeds=1),
+            "SGC of counts": Arm(config, overrides, measure="experiments.meow_baselines.smoothed_counts", seeds=1),
         }
         return Table(title, untrained | arms, columns, seeds=3, scale=dict.fromkeys(columns, 100), **words)
 
