@@ -82,9 +82,7 @@ def joined(
     line = join(place, patience, lost)
     try:
         yield
-        client = distributed.global_state.client
-        assert client is not None
-        client.wait_at_barrier("mixcon/end", 600_000)
+        meet("end")
     except BaseException as error:
         if not isinstance(error, (InputError, KeyboardInterrupt)):
             time.sleep(2 * GRACE)  # most likely a collective without its peer: the watch knows whose end it was
@@ -94,6 +92,16 @@ def joined(
         raise
     if line is not None:
         line.leave()
+
+
+def meet(where: str) -> None:
+    """Wait for all processes, ten minutes at most: in the first collective after it, Gloo waits for half a minute only.
+
+    Example:
+      >>> meet("compiled")  # at once where there is only one
+    """
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"mixcon/{where}", 600_000)
 
 
 def several() -> bool:

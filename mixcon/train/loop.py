@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.evals.artifacts import save_artifact
+from mixcon.train import distributed, seeds
 from mixcon.train import mesh as meshes
-from mixcon.train import seeds
 from mixcon.train.checkpoint import Checkpoints, write_atomically
 from mixcon.train.goodput import Goodput
 from mixcon.train.guards import disk_errors, stop_signals, workdir_lock
@@ -96,11 +96,13 @@ def train(
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
         with goodput.measure("startup"):
             run, state, start = prepare(config, workdir, mesh, checkpoints, goodput, progress, allow_config_change)
+            distributed.meet("prepared")
         try:
             state = run(state, start)
         except BaseException:
-            with contextlib.suppress(Exception):  # a save under way may yet succeed; the first error is the one to tell
-                checkpoints.close()
+            if jax.process_count() == 1:  # several write a checkpoint together, and the others may be gone
+                with contextlib.suppress(Exception):  # a save under way may yet succeed; the first error is to be told
+                    checkpoints.close()
             raise
         finally:
             run.logbook.close()
@@ -243,7 +245,9 @@ class Run:
             on_device = meshes.put_batch(device_part(batch), self.sharding) | self.fixed
             places = jax.tree.map(lambda x: x.sharding, state)
             jitted = jax.jit(self.experiment.step, donate_argnums=0, out_shardings=(places, None))
-            return jitted.lower(state, on_device).compile(), batch
+            compiled = jitted.lower(state, on_device).compile()
+            distributed.meet("compiled")
+            return compiled, batch
 
     def busy(self) -> bool:
         """Whether the device still has work."""
