@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
 from mixcon.errors import InputError
+from mixcon.train import distributed
 from mixcon.train.state import TrainState
 
 CHUNK = 2**22  # bytes read at a time while a digest is made
@@ -213,6 +214,7 @@ class WithDigests(atomicity.AtomicRenameTemporaryPath):
 
 def all_agree(fine: bool) -> bool:
     """Whether every process says so."""
+    distributed.meet("checked")
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
 
 
