@@ -69,7 +69,7 @@ def shards_of_a_run(bench: Bench) -> Iterator[Row]:
     (shard,) = (folder / "shards").glob("*.arrayrecord")
     whole = shard.read_bytes()
     piece = {"name": "mixcon.data.sources.array_record", "pattern": str(shard), "size": [64, 64]}
-    given = (f"--config.data.train={piece}", "--config.data.max_bad_share=0.05")
+    given = (f"--config.data.train={piece}", "--config.data.max_bad_share=0.05", "--config.keyword_share=0.0")
     good = bench.folder / "records-good"
     code, said = bench.start(good, *given).end()
     if code:

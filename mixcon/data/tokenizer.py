@@ -205,6 +205,9 @@ def tokenize(
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A pipeline transform: `batch[out] = tokenizer.encode(batch[field], length)`.
 
+    Raises:
+        InputError: (on reading) records without that field.
+
     Example:
         >>> transform = tokenize(train(["red heart"], vocab_size=300), 16)
         >>> transform({"text": ["red heart"]})["tokens"].shape
@@ -212,6 +215,8 @@ def tokenize(
     """
 
     def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        if field not in batch:
+            raise InputError(f"records have no {field!r} to tokenize; they have {', '.join(sorted(batch))}.")
         return batch | {out: tokenizer.encode(batch[field], length)}
 
     return transform

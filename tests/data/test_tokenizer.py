@@ -115,3 +115,8 @@ def test_wrong_files_are_refused_in_words(tmp_path):
         load(tmp_path / "endless.json")
     with pytest.raises(InputError, match="vocab_size=100"):
         train(TEXTS, vocab_size=100)
+
+
+def test_records_without_the_field_are_refused_by_its_name(tokenizer):
+    with pytest.raises(InputError, match="no 'keywords' to tokenize; they have image, text"):
+        tokenize(tokenizer, 8, field="keywords")({"text": ["red heart"], "image": 1})
