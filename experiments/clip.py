@@ -15,7 +15,9 @@ from mixcon import data, models
 from mixcon.data.records import read
 from mixcon.errors import InputError
 from mixcon.evals import image_text
+from mixcon.evals.composed import composed_report
 from mixcon.evals.embed import embed
+from mixcon.evals.zero_shot import zero_shot_weights
 from mixcon.train.assemble import assemble, process_share
 from mixcon.train.checkpoint import Checkpoints
 from mixcon.train.objective import pair_objective
@@ -98,6 +100,7 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
         kept,
         lambda: (record["text"] for record in read(source, at_most=TOKENIZER_TEXTS)),
         vocab_size=config.tokenizer.vocab_size,
+        kind=config.tokenizer.get("kind", "bpe"),
     )
 
 
@@ -118,7 +121,9 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
             found = models.with_new_projections(found, key, **sizes)
         return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
-    ids = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "pad_id": pad_id}
+    ids = {"vocab_size": tokenizer.vocab_size, "pad_id": pad_id}
+    if spec["text"]["name"] == "text_transformer":  # the tower that may pool at the end token
+        ids["eos_id"] = tokenizer.eos_id
     return spec | {"text": spec["text"] | ids}, None
 
 
@@ -148,6 +153,18 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
                 found_here = image_text.probe_report(image, labels, features["image"], known_labels)
                 yield from ((f"{label}/{key}", value) for key, value in found_here)
                 yield from image_text.map_report(image, text, records, label=label, name=name)
+            for task in (t for t in config.get("edits", ()) if t["on"] == name):
+                known = configs.call(task["known"])
+                features, keys = embed_pairs(state, known), {record[task["key"]] for record in records}
+                known_records = [known[i] for i in features["index"]]
+                targets = [row for row, record in enumerate(known_records) if record[task["key"]] in keys]
+                for change in task["changes"]:
+                    values, prompts = zip(*change["words"], strict=True)
+                    vectors = [embed_texts(state, list(each))[None] for each in prompts]
+                    words = {value: zero_shot_weights(v)[:, 0] for value, v in zip(values, vectors, strict=True)}
+                    arguments = {"attribute": change["attribute"], "same": change["same"]}
+                    found_here = composed_report(features["image"], known_records, targets, words, **arguments)
+                    yield from ((f"edit_{change['attribute']}/{key}", value) for key, value in found_here)
 
         return evaluate
 

@@ -23,6 +23,7 @@ VARIANTS = {
         *("imagenet_r18", "imagenet_r34", "imagenet_r50", "cub_r18", "cub_r50", "cub_rx50"),
         *("aircraft_r18", "aircraft_rx50", "cars_r18", "cars_rx50", "small"),
     ),
+    "align": ("l2", "b7", "b7_base", "b5_base", "b3_medium", "b1_mini", "small", "digits"),
     "clip": ("b32", "b16", "l14", "small"),
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
     "contrastive_behaviour": ("cifar10", "cifar100", "svhn", "imagenet100", "small"),
@@ -51,7 +52,7 @@ VARIANTS = {
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 IMAGE_TEXT = ("clip", "siglip")  # full-size forms that read packed image-text shards
 FULL = [(name, variant) for name, variant in ALL if name in IMAGE_TEXT and variant != "small"]
-FULL.append(("isogclr", "fastclip_cc12m"))
+FULL += [("isogclr", "fastclip_cc12m"), pytest.param("align", "b5_base", marks=pytest.mark.slow)]
 
 
 def test_every_config_file_is_listed_here():
@@ -101,7 +102,7 @@ def test_full_size_traces_on_packed_data(name, variant, image_text_folder, tmp_p
         experiment = loop.build(config, tmp_path)
         shapes, places = loop.state_layout(experiment, config, mesh)
         batch = loop.device_part(next(experiment.batches()))
-        assert batch["image"].shape == (8, 224, 224, 3)
+        assert batch["image"].shape == (8, *config.data.train.size, 3)
         after, metrics = jax.eval_shape(experiment.step, shapes, batch)
     assert jax.tree.structure(after) == jax.tree.structure(shapes)
     assert metrics["loss"].shape == ()

@@ -22,6 +22,8 @@ def digit_views(
     *,
     views: tuple[str, str] = ("pix", "fou"),
     factor: float = 1.0,
+    keep: int | None = None,
+    mismatched: float = 0.0,
     seed: int = 0,
 ) -> Arrays:
     """Two of the six descriptions of 2,000 scanned digits; the same 150 of each class train, the same 50 test.
@@ -33,14 +35,17 @@ def digit_views(
         views: names of two tables: pix (240 pixel averages) and fou (76 Fourier coefficients) come with the package,
             fac, kar, mor and zer are read from the folder that `locate("mfeat")` finds.
         factor: of the training side; the rarest class over the commonest, see `long_tail`.
-        seed: of the split and of what is kept.
+        keep: so many of the training side, the same number of each class; None keeps all.
+        mismatched: share of the training side whose second view is that of another one of this share.
+        seed: of the split, of what is kept, and of what is mismatched.
 
     Returns:
         Records with float32 rows under the names of the views, standardised by all 1,500 of the training side, and
         `label`.
 
     Raises:
-        InputError: an unknown view or side, a factor outside (0, 1], a table that is not there.
+        InputError: an unknown view or side, a factor outside (0, 1], a share outside [0, 1], more to keep than there
+            are, a table that is not there.
 
     Example:
         >>> len(digit_views("train", factor=0.02)), len(digit_views("test"))
@@ -56,15 +61,25 @@ def digit_views(
     order = np.concatenate([start + rng.permutation(OF_EACH) for start in range(0, CLASSES * OF_EACH, OF_EACH)])
     trains = np.tile(np.arange(OF_EACH) < TRAIN_OF_EACH, CLASSES)
     train, chosen = order[trains], order[trains] if side == "train" else order[~trains]
+    if keep is not None and not 1 <= keep // CLASSES <= TRAIN_OF_EACH:
+        raise InputError(f"keep={keep} must be {CLASSES} to {CLASSES * TRAIN_OF_EACH}.")
+    if not 0 <= mismatched <= 1:
+        raise InputError(f"mismatched={mismatched}, a share of the training side, must be in [0, 1].")
     if side == "train":
         chosen = chosen[long_tail(label[chosen], factor, seed=seed)]
+        if keep is not None:
+            chosen = np.concatenate([chosen[label[chosen] == c][: keep // CLASSES] for c in range(CLASSES)])
 
     def standardized(view: str) -> np.ndarray:
         table = _table(view)
         deviation = table[train].std(0)
         return (table[chosen] - table[train].mean(0)) / np.where(deviation > 0, deviation, 1)
 
-    return Arrays({view: standardized(view).astype(np.float32) for view in views} | {"label": label[chosen]})
+    tables = {view: standardized(view).astype(np.float32) for view in views}
+    if side == "train" and (wrong := round(mismatched * len(chosen))) > 1:
+        rows = np.random.default_rng([seed, 3]).permutation(len(chosen))[:wrong]
+        tables[views[1]][rows] = tables[views[1]][np.roll(rows, 1)]  # a cycle: none keeps its own
+    return Arrays(tables | {"label": label[chosen]})
 
 
 @cache

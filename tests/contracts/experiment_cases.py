@@ -45,6 +45,33 @@ CASES = {
         "zero_shot=()",
         "probes=()",
     ),
+    "align:digits": (
+        "data.train={'name': 'mixcon.data.digit_views.digit_views', 'keep': 300, 'mismatched': 0.2}",
+        "data.evals={}",
+        "batch_size=32",
+        "views=('pix', 'fou')",
+        "towers={'pix': {'name': 'projected', 'backbone': {'name': 'relu_mlp', 'widths': (240, 16)}, 'embed_dim': 8}, "
+        "'fou': {'name': 'projected', 'backbone': {'name': 'relu_mlp', 'widths': (76, 16)}, 'embed_dim': 8}}",
+        "logit_scale={'init': 1.0, 'parametrization': 'temperature'}",
+        "optimizer={'name': 'lamb', 'weight_decay': 1e-5}",
+    ),
+    "align:small": (
+        "batch_size=16",
+        "schedule.warmup_steps=2",
+        "tokenizer.vocab_size=200",
+        "model.embed_dim=32",
+        "model.image.width_factor=0.1",
+        "model.image.depth_factor=0.1",
+        "model.image.stochastic_depth=0.2",
+        "model.text.width=16",
+        "model.text.depth=1",
+        "model.text.context_length=12",
+        "model.text.dropout=0.1",
+        "optimizer={'name': 'lamb', 'weight_decay': 1e-5}",
+        "data.evals={}",
+        "zero_shot=()",
+        "probes=()",
+    ),
     "siglip:small": (  # the sigmoid loss has a bias of its own
         "batch_size=16",
         "schedule.warmup_steps=2",
@@ -147,6 +174,7 @@ CASES = {
 
 # Further forms of a paper whose first form is above: they take part in the slow tests only.
 FURTHER = (
+    "align:small",
     "siglip:small",
     "mixup_classification:small_vit",
     "cmixup:crime",

@@ -36,12 +36,28 @@ def test_the_tail_falls_exponentially_and_is_repeatable():
     assert np.array_equal(long_tail(labels, 1.0), np.arange(300))
 
 
+def test_some_are_kept_and_some_are_mismatched_but_nothing_is_lost():
+    few = digit_views("train", keep=200).columns
+    assert np.bincount(few["label"]).tolist() == [20] * 10
+    whole, noisy = digit_views("train").columns, digit_views("train", mismatched=0.2).columns
+    np.testing.assert_array_equal(noisy["pix"], whole["pix"])
+    moved = (noisy["fou"] != whole["fou"]).any(1)
+    assert 295 <= moved.sum() <= 300  # a few digits are there twice
+    rows = lambda x: sorted(map(tuple, x.tolist()))  # noqa: E731
+    assert rows(noisy["fou"]) == rows(whole["fou"])
+    np.testing.assert_array_equal(
+        digit_views("test", mismatched=0.5).columns["fou"], digit_views("test").columns["fou"]
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: digit_views("valid"), "side='valid'"),
         (lambda: digit_views(views=("pix", "pixels")), "must name two of"),
         (lambda: digit_views(views=("pix", "pix")), "must name two of"),
+        (lambda: digit_views(keep=1600), "keep=1600"),
+        (lambda: digit_views(mismatched=1.5), "mismatched=1.5"),
         (lambda: long_tail(np.zeros(5, int), 0.0), "must lie in"),
         (lambda: long_tail(np.repeat([0, 1], [100, 3]), 0.5), "class 1 has 3 examples"),
     ],

@@ -120,3 +120,36 @@ def test_wrong_files_are_refused_in_words(tmp_path):
 def test_records_without_the_field_are_refused_by_its_name(tokenizer):
     with pytest.raises(InputError, match="no 'keywords' to tokenize; they have image, text"):
         tokenize(tokenizer, 8, field="keywords")({"text": ["red heart"], "image": 1})
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "heart", "##s", "flag", ":", "é", "e", "##tat", "un"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_vocab_txt_splits_as_berts_tokenizer_does(tmp_path, lowercase):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    ours = load(tmp_path / "vocab.txt")
+    assert (ours.pad_id, ours.bos_id, ours.eos_id, ours.vocab_size) == (0, 2, 3, len(VOCABULARY))
+    texts = ["Red hearts", "flag:red", "État", "zebra"]
+    ids = ours.encode(texts, 7)
+    assert ids[1].tolist() == [2, 7, 8, 4, 3, 0, 0]
+    assert ids[3].tolist() == [2, 1, 3, 0, 0, 0, 0]
+    assert ids[0].tolist() == [2, 4 if lowercase else 1, 5, 6, 3, 0, 0]
+    transformers = pytest.importorskip("transformers", reason="compared with transformers' BertTokenizer")
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(ids, theirs(texts, padding="max_length", max_length=7)["input_ids"])
+
+
+def test_a_word_piece_vocabulary_is_learned_and_kept(tmp_path):
+    made = load_or_train(tmp_path / "t.json", lambda: TEXTS, vocab_size=60, kind="wordpiece")
+    again = load_or_train(tmp_path / "t.json", lambda: pytest.fail("it is there"), kind="wordpiece")
+    assert 20 < made.vocab_size <= 60
+    ids = made.encode(["Red Heart", "grinning", "漢"], 8)
+    np.testing.assert_array_equal(ids, again.encode(["red heart", "grinning", "漢"], 8))
+    assert made.decode(ids[:1]) == ["red heart"]
+    assert ids[2].tolist() == [2, 1, 3, 0, 0, 0, 0, 0]
+    with pytest.raises(InputError, match="kind='unigram'"):
+        train(TEXTS, kind="unigram")
+    with pytest.raises(InputError, match="vocab_size=4"):
+        train(TEXTS, kind="wordpiece", vocab_size=4)

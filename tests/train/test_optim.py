@@ -162,3 +162,17 @@ def test_teacher_momentum_holds_then_follows_a_cosine_of_the_whole_run():
     np.testing.assert_allclose(got, want, rtol=1e-6)
     with pytest.raises(InputError, match=r"end=1\.2"):
         momentum_schedule(start=0.9, end=1.2, steps=10)
+
+
+def test_lamb_steps_are_as_long_as_the_parameters_unless_told_otherwise():
+    tx = optimizer(
+        name="lamb", learning_rate=0.1, weight_decay=0.5, overrides=((r"bias$", {"adapt": False, "weight_decay": 0.0}),)
+    )
+    params = {"kernel": jnp.asarray([3.0, 4.0]), "bias": jnp.asarray([3.0, 4.0])}
+    grads = {"kernel": jnp.asarray([2.0, -1.0]), "bias": jnp.asarray([2.0, -1.0])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    adam = np.sign(grads["kernel"])  # the first step of Adam but for its epsilon
+    decayed = adam + 0.5 * np.asarray([3.0, 4.0])
+    expected = -0.1 * 5.0 * decayed / np.linalg.norm(decayed)
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], -0.1 * adam, rtol=1e-5)
