@@ -140,7 +140,7 @@ class Checkpoints:
                     found = self._read(candidate, like)
                     unchecked = [] if readable(digest_file) else [f"checkpoint of step {candidate} has no checksums"]
                     return found._replace(warnings=skipped + unchecked)
-                except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+                except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                     mismatch = self._mismatch(candidate, like)
                     if mismatch:
@@ -168,6 +168,8 @@ class Checkpoints:
         )
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             found = reader.restore(self.directory / str(step), args=args)
+        if not isinstance(found.data, dict) or not isinstance(found.provenance, dict):
+            raise ValueError("its data state or its provenance is no JSON object")
         return Restored(step, found.state, found.data, found.provenance, [])
 
     def _mismatch(self, step: int, like: TrainState) -> str | None:

@@ -133,8 +133,12 @@ def prepare(
     restored = checkpoints.restore(with_sharding(shapes, places))
     if restored is not None:
         warn(restored.warnings)  # at once: the next start will not meet these steps again
-        warn(compare(record, restored.provenance, step=restored.step, allow_config_change=allow_config_change))
-        iterator.set_state(restored.data)
+        try:
+            warn(compare(record, restored.provenance, step=restored.step, allow_config_change=allow_config_change))
+            iterator.set_state(restored.data)
+        except (LookupError, TypeError, AttributeError) as error:  # its checksums are gone or were made anew
+            folder = checkpoints.directory / str(restored.step)
+            raise InputError(f"{folder} holds no config or place in the data ({error}); take it away") from error
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", text)
         started = {**record, "argv": sys.argv, "started": time.time()}
