@@ -27,21 +27,18 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     """Network, memory, loss, data and evaluations as the config names them."""
     source = configs.call(config.data.train)
     model = models.functional(models.build(configs.plain(config.model)))
-    augment = data.augment.compose(*map(configs.partial, config.augment))
+    augmentations = map(configs.partial, config.augment)
+    view = data.augment.pixels(*augmentations, mean=config.image_mean, std=config.image_std)
     memory = feature_bank(
         len(source), config.model.embed_dim, contrast=configs.partial(config.objective), momentum=config.bank_momentum
     )
-
-    def pixels(images: jax.Array) -> jax.Array:
-        return data.augment.normalize(images, config.image_mean, config.image_std)
 
     def init(key: jax.Array) -> tuple[dict, dict, tuple]:
         model_key, memory_key = jax.random.split(key)
         return *model.init(model_key), memory.init(memory_key)
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
-        images = data.augment.unit_float(batch["image"])
-        return {"image": pixels(augment(key, images)), "index": batch["index"]}
+        return {"image": view(batch["image"], key), "index": batch["index"]}
 
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array | None, train: bool) -> tuple[dict, dict]:
         out, extra = model.apply(params, extra, batch["image"], key=key, train=train)
@@ -54,13 +51,12 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         """Unit embeddings, also of one augmentation, features for the probe, and labels."""
 
         def outputs(batch: Batch) -> dict[str, jax.Array]:
-            clean = data.augment.unit_float(batch["image"])
-            moved = augment(stream(0, "view", batch["index"][0]), clean)  # the same views for every seed
-            seen, view = (
-                encode(state.averaged, state.extra, {"image": pixels(x)}, key=None, train=False)[0]
-                for x in (clean, moved)
+            key = stream(0, "view", batch["index"][0])  # the same views for every seed
+            seen, other = (
+                encode(state.averaged, state.extra, {"image": image}, key=None, train=False)[0]
+                for image in (view(batch["image"]), view(batch["image"], key))
             )
-            return seen | {"view": view["embedding"], "label": batch["label"]}
+            return seen | {"view": other["embedding"], "label": batch["label"]}
 
         return embed(outputs, data.eval_batches(images, batch_size=EVAL_BATCH, **process_share()))
 

@@ -38,15 +38,13 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     if missing := set(config.views) - set(source[0]):
         raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
     towers = {name: models.functional(models.build(configs.plain(config.towers[name]))) for name in ENCODERS}
-    augment = data.augment.compose(*map(configs.partial, config.augment))
+    augmentations = map(configs.partial, config.augment)
+    view_of = data.augment.pixels(*augmentations, mean=config.image_mean, std=config.image_std)
     loss = pair_objective(config.objective, num_examples=len(source))
 
     def pixels(x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Tables stay as they are."""
-        if x.dtype != jnp.uint8:
-            return x
-        x = data.augment.to_float(x)
-        return data.augment.normalize(x if key is None else augment(key, x), config.image_mean, config.image_std)
+        """Images as the encoders take them; tables stay as they are."""
+        return view_of(x, key) if x.dtype == jnp.uint8 else x
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         made = {name: towers[name].init(k) for name, k in zip(ENCODERS, jax.random.split(key), strict=True)}

@@ -22,19 +22,13 @@ def load(name, *overrides):
     return configs.load(f"configs/{name}", [f"--config.{each}" for each in (*short, *overrides)])
 
 
-def test_the_gap_is_closed_before_training_by_a_rotation_that_does_not_train(tmp_path):
+def test_without_a_gap_at_first(tmp_path):
     from experiments.contrastive_gap import before_and_after
 
-    config = load("contrastive_gap.py:digits_idealized")
-    found = before_and_after(config, tmp_path)
+    found = before_and_after(load("contrastive_gap.py:digits_idealized"), tmp_path)
     assert found["before/centroid_distance"] < 0.2
     assert found["before/R@1"] > 0.5, "the same inputs: most find their own"
     assert found["after/centroid_distance"] != found["before/centroid_distance"]
-    experiment = loop.build(config, tmp_path / "again")
-    first = init_state(experiment, np.uint32(0), ema=False).extra["rotation"]
-    np.testing.assert_allclose(first @ first.T, np.eye(len(first)), atol=1e-4)
-    last = loop.train(config, tmp_path, progress=False).extra["rotation"]  # the run that has ended
-    np.testing.assert_allclose(last, first, atol=1e-3)
 
 
 def test_equal_views_are_identical_inputs_and_others_are_not(tmp_path):
@@ -53,6 +47,7 @@ def test_a_view_that_records_lack_is_said(tmp_path):
         loop.build(load("contrastive_gap.py:digits", "views=('pix', 'zer')"), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_geometry_of_what_was_learned(tmp_path):
     config = load("contrastive_behaviour.py:small", "data.train.train_size=1600")
     experiment = loop.build(config, tmp_path)
