@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mixcon.errors import InputError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+MAX_IDS = 1 << 24  # a table of embeddings has a row for each
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # How widely used tokenizer.json files call the three; the first that exists is taken.
 _KNOWN = {
@@ -50,7 +52,7 @@ class Tokenizer:
             int32 [B, T].
 
         Raises:
-            InputError: no room for bos, one token and eos.
+            InputError: no room for bos, one token and eos; a text that the file's tokenizer stumbles over.
 
         Example:
             >>> tokenizer = train(["red heart", "blue heart"] * 4, vocab_size=300)
@@ -64,7 +66,9 @@ class Tokenizer:
                 f"length={length} leaves no room for a token beside bos and eos; it must be >= {len(head) + 2}."
             )
         tokens_BT = np.full((len(texts), length), self.pad_id, np.int32)
-        for row, encoding in zip(tokens_BT, self.core.encode_batch(list(texts), add_special_tokens=False), strict=True):
+        with _in_words("tokenizer: these texts cannot be encoded by it"):
+            encodings = self.core.encode_batch(list(texts), add_special_tokens=False)
+        for row, encoding in zip(tokens_BT, encodings, strict=True):
             ids = [*head, *encoding.ids[:room], self.eos_id]
             row[: len(ids)] = ids
         return tokens_BT
@@ -163,18 +167,27 @@ def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eo
         raise InputError(
             f"tokenizer: there is no file {path}. Give the path of a tokenizer.json, or leave it out to train one."
         )
-    try:
+    with _in_words(f"tokenizer: {path} is not a tokenizer.json of the `tokenizers` library"):
         if path.suffix == ".txt":
             said = path.with_name("tokenizer_config.json")
             lowercase = json.loads(said.read_text()).get("do_lower_case", True) if said.is_file() else True
             core = _wordpiece(models.WordPiece.from_file(str(path), unk_token="[UNK]"), lowercase)
         else:
             core = hf.Tokenizer.from_file(str(path))
-    except Exception as reason:  # the library raises plain Exception
-        raise InputError(f"tokenizer: {path} is not a tokenizer.json of the `tokenizers` library ({reason}).") from None
     core.no_padding()
     core.no_truncation()
     return _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """The library raises plain `Exception`, and where its Rust code panics something that is not even that."""
+    try:
+        yield
+    except BaseException as reason:
+        if isinstance(reason, InputError | KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise InputError(f"{what} ({' '.join(str(reason).split())[:300]}).") from None
 
 
 def _wordpiece(model: models.WordPiece, lowercase: bool) -> hf.Tokenizer:
@@ -232,4 +245,7 @@ def _with_ids(core: hf.Tokenizer, where: str, *, pad: str | None, bos: str | Non
     if ids["eos"] is None:
         raise InputError(f"tokenizer: {where} has none of the end-of-text tokens {_KNOWN['eos']}; name it with eos=.")
     pad_id = ids["eos"] if ids["pad"] is None else ids["pad"]
-    return Tokenizer(core, pad_id=pad_id, bos_id=ids["bos"], eos_id=ids["eos"], vocab_size=core.get_vocab_size())
+    size = max(core.get_vocab().values()) + 1  # not their number: a file may leave ids out
+    if size > MAX_IDS:
+        raise InputError(f"tokenizer: {where} has the token id {size - 1}; at most {MAX_IDS:,} ids are allowed.")
+    return Tokenizer(core, pad_id=pad_id, bos_id=ids["bos"], eos_id=ids["eos"], vocab_size=size)
