@@ -203,6 +203,8 @@ class Packed:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             packed = self._records[int(index)]
         except (RuntimeError, ValueError) as reason:  # its block fails its checksum
