@@ -6,11 +6,12 @@ from mixcon.models.classifier import classifier
 from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.efficientnet import efficientnet
+from mixcon.models.export import export_clip
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
-from mixcon.models.pretrained import Pretrained, load_clip, stack_blocks, with_new_projections
+from mixcon.models.pretrained import Pretrained, load_bert, load_clip, stack_blocks, with_new_projections
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
@@ -29,9 +30,11 @@ __all__ = [
     "count",
     "dual_encoder",
     "efficientnet",
+    "export_clip",
     "flatten",
     "functional",
     "l2_normalize",
+    "load_bert",
     "load_clip",
     "lstnet",
     "map_with_path",
