@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from mixcon.errors import InputError, nearest
 
+LIBRARIES = ("mixcon", "optax")  # installed, and nothing in them runs what it is told
 CODE = pathlib.Path(__file__).resolve().parent.parent  # of a source tree; holds configs/ and experiments/
 
 
@@ -153,13 +154,17 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 def resolve(name: str) -> Any:
     """Import what a dotted name such as `mixcon.objectives.clip` refers to.
 
-    A config may come with a folder of somebody else's: what could run what it is told is not reached from there.
+    A config may come with a run of somebody else's, so not every function that is installed can be named: those of
+    mixcon and optax can, and those of source trees, such as `experiments/`.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
         raise InputError(f"{name!r} is not a dotted name, such as mixcon.objectives.clip")
     module, _, attribute = name.rpartition(".")
-    if name.partition(".")[0] in sys.stdlib_module_names or module in (__name__, "mixcon.cli"):
-        raise InputError(f"{name!r} cannot be part of a config: it is no piece of mixcon or of another library")
+    if module in (__name__, "mixcon.cli") or not may_be_named(name.partition(".")[0]):
+        raise InputError(
+            f"{name!r} cannot be named in a config: of what is installed, only mixcon and optax can. "
+            "Use it in a module of your own, beside the config, and name that"
+        )
     try:
         owner = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -176,6 +181,21 @@ def resolve(name: str) -> Any:
     except ModuleNotFoundError as error:
         names = [n for n in dir(owner) if not n.startswith("_")]
         raise InputError(f"{module} has no {attribute!r}; {nearest(attribute, names)}") from error
+
+
+def may_be_named(package: str) -> bool:
+    """Whether a config may name what is in a package: one's own source may be, an installed library may not."""
+    if package in LIBRARIES:
+        return True
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # the running program
+        return False
+    if spec is None:
+        return True  # the import will say that it is missing
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])]
+    installed = any({"site-packages", "dist-packages"} & set(pathlib.Path(place).parts) for place in places)
+    return not installed and package not in sys.stdlib_module_names
 
 
 def check_arguments(function: Callable, name: str, arguments: Iterable[str]) -> None:

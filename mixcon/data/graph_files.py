@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from mixcon.data.records import readable
 from mixcon.errors import InputError
 
 SPLITS = (20, 40, 60)  # labelled nodes of each class
@@ -97,16 +98,20 @@ class Folder(GraphFiles):
         return path
 
     def array(self, name: str) -> np.ndarray:
-        return np.load(self.find(f"{name}.npy"), allow_pickle=False)
+        path = self.find(f"{name}.npy")
+        with readable(path):
+            return np.load(path, allow_pickle=False)
 
     def sparse(self, name: str) -> sp.csr_matrix:
         path = self.find(f"{name}.npz")
         with path.open("rb") as file:
             plain = file.read(6) == b"\x93NUMPY"  # DBLP's t_feat.npz is in truth a .npy
-        return sp.csr_matrix(np.load(path, allow_pickle=False) if plain else sp.load_npz(path), dtype=np.float64)
+        with readable(path):
+            return sp.csr_matrix(np.load(path, allow_pickle=False) if plain else sp.load_npz(path), dtype=np.float64)
 
     def edges(self, name: str) -> sp.csr_matrix:
-        with np.load(self.find(f"{name}.npz"), allow_pickle=False) as file:  # scipy would not say which edge is wrong
+        path = self.find(f"{name}.npz")
+        with readable(path), np.load(path, allow_pickle=False) as file:  # scipy would not say which edge is wrong
             return incidence(file["row"], file["col"], _shape(file["shape"]), name)
 
     def text(self, name: str) -> np.ndarray:
@@ -123,14 +128,15 @@ class Folder(GraphFiles):
                 f"{path} is missing: AMiner's node features, one such file for each meta-path, are too large for "
                 "`mixcon data fetch meow`; take them from github.com/jianxiangyu/MEOW and put them there."
             )
-        return sp.csr_matrix(np.load(path, allow_pickle=False), dtype=np.float64)
+        with readable(path):
+            return sp.csr_matrix(np.load(path, allow_pickle=False), dtype=np.float64)
 
 
 class Packed(GraphFiles):
     """All arrays of a graph in one .npz."""
 
     def __init__(self, path: pathlib.Path):
-        with np.load(path, allow_pickle=False) as file:
+        with readable(path), np.load(path, allow_pickle=False) as file:
             self.arrays = {name: file[name] for name in file.files}
         self.path = path
 
