@@ -57,22 +57,43 @@ def complaints(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "source",
-    ["import pickle", "from cloudpickle import loads", "import os, dill as d", "eval('1')", "exec(x)", "__import__('os')",
-     "np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=flag)", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "yaml.load(f)", "yaml.load(f, Loader=yaml.Loader)", "pd.read_pickle(p)", "joblib.load(p)\nimport joblib",
-     "subprocess.run(c, shell=True)", "os.system(c)"],
-)  # fmt: skip
+UNSAFE = """
+import pickle
+from cloudpickle import loads
+import os, dill as d
+eval('1')
+exec(x)
+__import__('os')
+np.load(p, allow_pickle=True)
+np.load(p, allow_pickle=flag)
+torch.load(p)
+torch.load(p, weights_only=False)
+yaml.load(f)
+yaml.load(f, Loader=yaml.Loader)
+pd.read_pickle(p)
+import joblib
+subprocess.run(c, shell=True)
+os.system(c)
+"""
+SAFE = """
+np.load(p)
+np.load(p, allow_pickle=False)
+yaml.safe_load(f)
+yaml.load(f, Loader=yaml.SafeLoader)
+model.eval()
+re.compile(x)
+jitted.compile()
+ast.literal_eval(x)
+"""
+
+
+@pytest.mark.parametrize("source", UNSAFE.strip().splitlines())
 def test_the_search_finds_what_it_looks_for(source):
     assert complaints(source)
 
 
 def test_the_search_lets_pass_what_is_safe():
-    safe = (
-        "np.load(p)\nnp.load(p, allow_pickle=False)\nyaml.safe_load(f)\nmodel.eval()\nre.compile(x)\njitted.compile()"
-    )
-    assert complaints(f"{safe}\nast.literal_eval(x)\nyaml.load(f, Loader=yaml.SafeLoader)") == []
+    assert complaints(SAFE) == []
 
 
 def test_no_file_of_the_tree_can_run_what_it_reads():
@@ -136,12 +157,14 @@ def test_pickled_weights_are_refused(tmp_path, sprung, name):
         load_clip(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["numpy.load", "torch.load", "joblib.load", "jax.numpy.load", "pickle.loads", "os.mkdir", "builtins.exec", "runpy.run_path",
-     "subprocess.run", "mixcon.config.load", "mixcon.config.resolve", "mixcon.cli.main", "mixcon.config.importlib.import_module",
-     "mixcon.data.records.io.open", "mixcon.data.sources.Path", "__main__.x", "pytest.main", "..os.mkdir", "os", "os.", "", None, 3],
-)  # fmt: skip
+UNNAMEABLE = """
+numpy.load torch.load joblib.load jax.numpy.load pickle.loads os.mkdir builtins.exec runpy.run_path subprocess.run
+mixcon.config.load mixcon.config.resolve mixcon.cli.main mixcon.config.importlib.import_module mixcon.data.records.io.open
+mixcon.data.sources.Path __main__.x pytest.main ..os.mkdir os os.
+"""
+
+
+@pytest.mark.parametrize("name", [*UNNAMEABLE.split(), "", None, 3])
 def test_what_could_run_code_cannot_be_named_in_a_config(name):
     with pytest.raises(InputError):
         configs.resolve(name)
