@@ -153,7 +153,7 @@ FOUND = {
         "Plain mixup is worse than ERM on every seed, by 1.1 dB on average; C-Mixup undoes all of it and is better "
         "than manifold mixup on four of five seeds. Against ERM it is a tie (2.90 and 2.87). Splits are those of the "
         "published code for the same seeds. Partners with similar inputs or similar features are as good as partners "
-        "with similar labels (2.90, 2.94), which the paper has well behind."
+        "with similar labels (2.90, 2.94), where the paper finds similar labels better."
     ),
     "crime": (
         "Not as claimed: C-Mixup's average is that of the original code on these files (0.129), but over five seeds "
