@@ -159,7 +159,8 @@ def test_pickled_weights_are_refused(tmp_path, sprung, name):
 
 UNNAMEABLE = """
 numpy.load torch.load joblib.load jax.numpy.load pickle.loads os.mkdir builtins.exec runpy.run_path subprocess.run
-mixcon.config.load mixcon.config.resolve mixcon.cli.main mixcon.config.importlib.import_module mixcon.data.records.io.open
+mixcon.config.load mixcon.config.resolve mixcon.cli.main mixcon.config.importlib.import_module
+mixcon.data.records.io.open
 mixcon.data.sources.Path __main__.x pytest.main ..os.mkdir os os.
 """
 
