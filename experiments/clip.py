@@ -86,7 +86,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         source=source,
         transform=(lambda batch: words(captions(batch))) if config.keyword_share else captions,
         evals=evaluators(config, embed_pairs, embed_texts),
-    )
+    )._replace(model=spec)
 
 
 def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, source: data.Source) -> data.Tokenizer:
@@ -120,6 +120,20 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
             key, sizes = stream(config.seed, "init", 0), {name: spec[name] for name in ("embed_dim", "logit_scale")}
             found = models.with_new_projections(found, key, **sizes)
         return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
+    if config.get("text_init_from", ""):  # a BERT under the text side; the rest starts anew
+        found = models.load_bert(config.text_init_from, scan_layers=config.model.scan_layers)
+        if tokenizer.vocab_size != found.spec["vocab_size"]:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the weights in {config.text_init_from} "
+                f"{found.spec['vocab_size']}; set tokenizer.path to the vocab.txt that belongs to them"
+            )
+        length = min(spec["text"]["context_length"], found.spec["context_length"])
+        spec["text"] = found.spec | {"context_length": length, "dropout": spec["text"]["dropout"]}
+        text = found.params | {"pos_embed": found.params["pos_embed"][:length]}
+        params, extra = jax.device_get(
+            jax.jit(models.functional(models.build(spec)).init)(stream(config.seed, "init", 0))
+        )
+        return spec, (params | {"text": text}, extra)
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
     ids = {"vocab_size": tokenizer.vocab_size, "pad_id": pad_id}
     if spec["text"]["name"] == "text_transformer":  # the tower that may pool at the end token

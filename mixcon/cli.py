@@ -46,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True)
     evaluate.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
 
+    export = command("export", "write a dual encoder as a folder that transformers loads (CLIP or SigLIP)")
+    export.add_argument("--workdir", required=True, help="folder of the run")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="config.json, model.safetensors, tokenizer.json")
+    export.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+
     listing = command("list", "methods and configs that there are")
     listing.add_argument("--configs", default=None, help="folder of configs (default: ./configs)")
 
@@ -165,6 +170,13 @@ def run_eval(arguments: argparse.Namespace, _: list[str]) -> None:
         print(f"  {name:<{width}}  {value:.4f}")
 
 
+def run_export(arguments: argparse.Namespace, _: list[str]) -> None:
+    """`mixcon export`."""
+    from mixcon.train import evaluate
+
+    print(evaluate.export(pathlib.Path(arguments.workdir), pathlib.Path(arguments.to), step=arguments.step))
+
+
 def run_list(arguments: argparse.Namespace, _: list[str]) -> None:
     """`mixcon list`: read from the source text, so that nothing heavy is imported."""
     here = pathlib.Path("configs")
@@ -270,6 +282,7 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
 COMMANDS = {
     "train": run_train,
     "eval": run_eval,
+    "export": run_export,
     "list": run_list,
     "mixers": run_mixers,
     "plan": run_plan,

@@ -1,17 +1,63 @@
-"""Evaluate a checkpoint of a run by what the run's folder holds."""
+"""Evaluate or export a checkpoint of a run by what the run's folder holds."""
 
 from __future__ import annotations
 
+import json
 import pathlib
+from typing import NamedTuple
 
 import jax
+import ml_collections
 
 from mixcon import config as configs
+from mixcon import models
 from mixcon.errors import InputError
+from mixcon.models.export import AMBIGUOUS, with_end_token
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
 from mixcon.train.checkpoint import Checkpoints
 from mixcon.train.logbook import json_line
+from mixcon.train.state import Experiment, TrainState
+
+
+class Restored(NamedTuple):
+    """A run as its folder holds it: its config, what that built, and the state of a checkpoint."""
+
+    config: ml_collections.ConfigDict
+    experiment: Experiment
+    state: TrainState
+    step: int
+
+
+def restore(workdir: pathlib.Path, *, step: int | None = None) -> Restored:
+    """The state of a checkpoint of a run, on all devices of this process.
+
+    Args:
+      workdir: folder of a run.
+      step: of the checkpoint; None takes the newest that can be read.
+
+    Raises:
+      InputError: not a run, or no readable checkpoint.
+    """
+    try:
+        config = configs.from_json((workdir / "config.json").read_text())
+    except OSError as error:
+        raise InputError(f"{workdir} is not the folder of a run: it has no config.json") from error
+    except ValueError as error:
+        raise InputError(f"{workdir / 'config.json'} is damaged ({error}); start the run's command again") from error
+    mesh = meshes.make_mesh()
+    with jax.set_mesh(mesh):
+        try:
+            experiment = loop.build(config, workdir)
+        except (AttributeError, KeyError) as error:  # a key that this version reads and that one did not write
+            raise InputError(f"{workdir}/config.json was written by another version of mixcon: {error}") from error
+        shapes, places = loop.state_layout(experiment, config, mesh)
+        restored = Checkpoints(workdir, read_only=True).restore(loop.with_sharding(shapes, places), step=step)
+    if restored is None:
+        raise InputError(f"{workdir} has no checkpoint yet; train it with `mixcon train --workdir {workdir} ...`")
+    for sentence in restored.warnings:
+        print(f"warning: {sentence}")
+    return Restored(config, experiment, restored.state, restored.step)
 
 
 def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -31,25 +77,55 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
     Example:
       >>> step, values = evaluate(pathlib.Path("runs/clip"))
     """
-    try:
-        config = configs.from_json((workdir / "config.json").read_text())
-    except OSError as error:
-        raise InputError(f"{workdir} is not the folder of a run: it has no config.json") from error
-    except ValueError as error:
-        raise InputError(f"{workdir / 'config.json'} is damaged ({error}); start the run's command again") from error
-    mesh = meshes.make_mesh()
-    with jax.set_mesh(mesh):
-        try:
-            experiment = loop.build(config, workdir)
-        except (AttributeError, KeyError) as error:  # a key that this version reads and that one did not write
-            raise InputError(f"{workdir}/config.json was written by another version of mixcon: {error}") from error
-        shapes, places = loop.state_layout(experiment, config, mesh)
-        restored = Checkpoints(workdir, read_only=True).restore(loop.with_sharding(shapes, places), step=step)
-        if restored is None:
-            raise InputError(f"{workdir} has no checkpoint yet; train it with `mixcon train --workdir {workdir} ...`")
-        for sentence in restored.warnings:
-            print(f"warning: {sentence}")
-        values = loop.run_evals(experiment, restored.state, workdir, restored.step)
+    restored = restore(workdir, step=step)
+    with jax.set_mesh(meshes.make_mesh()):
+        values = loop.run_evals(restored.experiment, restored.state, workdir, restored.step)
     with (workdir / "metrics.jsonl").open("a") as file:  # where the report looks for them
         file.write(json_line(restored.step, values))
     return restored.step, values
+
+
+def export(workdir: pathlib.Path, folder: pathlib.Path, *, step: int | None = None) -> str:
+    """Writes the dual encoder of a run as a folder that `transformers` loads.
+
+    Beside `config.json` and `model.safetensors` lie `tokenizer.json` and `preprocessor_config.json`.
+
+    Args:
+      workdir: folder of a run.
+      folder: what to write. step: of the checkpoint; None takes the newest that can be read.
+
+    Returns:
+      A sentence that says what was written.
+
+    Raises:
+      InputError: not a run, no readable checkpoint, or a model of another form, see `models.export_clip`.
+
+    Example:
+      >>> print(export(pathlib.Path("runs/clip"), pathlib.Path("exported")))
+    """
+    restored = restore(workdir, step=step)
+    config, spec = restored.config, restored.experiment.model
+    if spec is None:
+        raise InputError(f"a run of {config.experiment} has no image and text towers that could be exported")
+    written = models.export_clip(spec, jax.device_get(restored.state.averaged), folder)
+    tokenizer = pathlib.Path(config.tokenizer.path or workdir / "tokenizer.json").read_text(encoding="utf-8")
+    eos_id = written["text_config"]["eos_token_id"]
+    if written["model_type"] == "clip" and spec["text"].get("eos_id") == AMBIGUOUS:
+        tokenizer = with_end_token(tokenizer, eos_id)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    side = written["vision_config"]["image_size"]
+    pictures = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "resample": 3,  # bicubic
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")
+    return f"step {restored.step} of {workdir} written to {folder} as {written['architectures'][0]}"

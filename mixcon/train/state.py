@@ -83,6 +83,7 @@ class Experiment(NamedTuple):
     pretrained: tuple[PyTree, PyTree] | None = None  # params and extra, on the host, that replace the initial ones
     fixed: Mapping[str, PyTree] = MappingProxyType({})  # arrays that are part of every batch, placed once (a graph)
     patience: int = 0  # steps without a lower loss after which the run ends; 0 runs to the last step
+    model: Mapping[str, Any] | None = None  # what `models.build` made the network from, where it can be exported
 
 
 def init_state(experiment: Experiment, seed: jax.Array | np.ndarray | np.uint32, *, ema: bool) -> TrainState:

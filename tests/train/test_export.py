@@ -1,0 +1,96 @@
+"""`mixcon export`: from a run's folder to one that `transformers` loads, and BERT weights under a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from mixcon import cli
+from mixcon.data import Emoji, tokenizer
+from mixcon.errors import InputError
+from mixcon.models import build, flatten, functional, load_clip
+from mixcon.train import evaluate, loop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+NOTHING = ("--config.data.evals={}", "--config.zero_shot=()", "--config.probes=()")
+
+
+def clip_config(*overrides):
+    """A tiny run of the form of published CLIP models."""
+    config = tiny_config(*NOTHING, *overrides)
+    with config.unlocked():
+        config.model.image.update(pool="cls", pre_norm=True, patch_bias=False)
+        config.model.text.update(pool="eos", causal=True)
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_clip_model_of_transformers(tmp_path, capsys):
+    config = clip_config("--config.steps=2", "--config.ema=0.5")
+    loop.train(config, tmp_path / "run", progress=False)
+    cli.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")])
+    assert "as CLIPModel" in capsys.readouterr().out
+    restored = evaluate.restore(tmp_path / "run")
+    loaded, ours = load_clip(tmp_path / "out"), flatten(jax.device_get(restored.state.averaged))
+    for path, array in flatten(loaded.params).items():
+        rows = len(ours[path]) if array.ndim else None
+        np.testing.assert_array_equal(array[:rows] if rows else array, ours[path], err_msg=path)
+    records = [Emoji("both", "train")[i] for i in range(3)]
+    words = tokenizer.load(tmp_path / "out" / "tokenizer.json")
+    ids = words.encode([record["text"] for record in records], 12)
+    images = np.stack([record["image"] for record in records]).astype(np.float32) / 127.5 - 1
+    out, _ = functional(build(loaded.spec)).apply(loaded.params, {}, images, ids)
+    torch = pytest.importorskip("torch", reason="compared with transformers, which needs torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    found = theirs(
+        input_ids=torch.tensor(ids, dtype=torch.long), pixel_values=torch.tensor(images.transpose(0, 3, 1, 2))
+    )
+    np.testing.assert_allclose(out["image"], found.image_embeds.detach(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(out["text"], found.text_embeds.detach(), rtol=0, atol=1e-5)
+    said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert said["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--workdir", str(tmp_path), "--to", str(tmp_path / "out")])
+    assert "not the folder of a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_starts_from_the_weights_of_a_bert(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the weights are made by transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "heart", "face"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    bert = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+            max_position_embeddings=20,
+        )
+    )  # fmt: skip
+    bert.save_pretrained(tmp_path)
+    config = tiny_config(*NOTHING, f"--config.tokenizer.path={tmp_path / 'vocab.txt'}")
+    with config.unlocked():
+        config.model.text = {"name": "bert", "size": "base", "context_length": 12, "dropout": 0.0}
+        config.text_init_from = str(tmp_path)
+    experiment = loop.build(config, tmp_path / "run")
+    params, _ = experiment.pretrained
+    np.testing.assert_array_equal(
+        params["text"]["token_embed"], bert.embeddings.word_embeddings.weight.detach().numpy()
+    )
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0))[0]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    assert params["text"]["pos_embed"].shape == (12, 32)
+    with config.unlocked():
+        config.tokenizer.path = ""
+    with pytest.raises(InputError, match=r"vocab\.txt that belongs"):
+        loop.build(config, tmp_path / "other")
