@@ -258,6 +258,20 @@ def check_minimum(config: ml_collections.ConfigDict, minimum: Mapping[str, int])
             raise InputError(f"{key}={values[key]} must be at least {least}")
 
 
+def check_pairs(key: str, pairs: Any, second: type | tuple[type, ...]) -> None:
+    """Refuse what is not a sequence of (regex, `second`) pairs, and a regex that is none."""
+    shaped = isinstance(pairs, Sequence) and all(
+        isinstance(p, Sequence) and len(p) == 2 and isinstance(p[0], str) and isinstance(p[1], second) for p in pairs
+    )
+    if not shaped:
+        raise InputError(f"{key}={pairs!r} must be pairs of a regex and what holds for the parameters that it finds")
+    for regex, _ in pairs:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise InputError(f"{key}: {regex!r} is no regex ({error})") from error
+
+
 def to_json(config: Mapping[str, Any]) -> str:
     """The resolved text of a config: sorted, one leaf a line."""
     return json.dumps(plain(config), indent=2, sort_keys=True)

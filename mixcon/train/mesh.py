@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.models.functional import map_with_path
 from mixcon.train.gradients import check_parts
@@ -57,6 +58,7 @@ def shardings(tree: PyTree, mesh: Mesh, *, rules: Rules = (), fsdp: bool = False
     Raises:
       InputError: a rule whose axis does not divide the dimension.
     """
+    configs.check_pairs("sharding.rules", rules, Sequence)
 
     def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes: list[str | None] = [None] * leaf.ndim

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 import optax.contrib
 
@@ -274,6 +275,7 @@ def on_plateau(
 
 def own_schedules(overrides: Sequence[tuple[str, Mapping[str, Any]]], steps: int) -> tuple[tuple[str, dict], ...]:
     """Overrides of `optimizer` whose `schedule`, arguments of the function above, has become a learning rate."""
+    configs.check_pairs("optimizer.overrides", overrides, (Mapping, ml_collections.ConfigDict))
     ready = []
     for regex, changed in overrides:
         rest = dict(changed)
