@@ -116,7 +116,7 @@ class Gather:
     def forward(
         self, tile: Tile, reductions: Reductions, queries: Side, keys: Side, shared: Any
     ) -> dict[str, Accumulator]:
-        out = Local(self.tile_size).forward(tile, reductions, queries, self._gather(keys), shared)
+        out = Local(self.tile_size).forward(tile, reductions, queries, self.gather(keys), shared)
         _, travelling = _split(reductions)
         if not travelling:
             return out
@@ -136,14 +136,15 @@ class Gather:
         cotangents: Mapping[str, Cotangent],
     ) -> Gradients:
         _, travelling = _split(reductions)
-        cotangents = {**cotangents, **self._gather({name: cotangents[name] for name in travelling})}
-        out = Local(self.tile_size).backward(tile, reductions, queries, self._gather(keys), shared, cotangents)
+        cotangents = {**cotangents, **self.gather({name: cotangents[name] for name in travelling})}
+        out = Local(self.tile_size).backward(tile, reductions, queries, self.gather(keys), shared, cotangents)
         features, data = jax.tree.map(
             lambda x: lax.psum_scatter(x, self.axis, tiled=True), (out.key_features, out.key_data)
         )
         return out._replace(key_features=features, key_data=data)
 
-    def _gather(self, tree: Any) -> Any:
+    def gather(self, tree: Any) -> Any:
+        """The rows of all devices, in order."""
         return jax.tree.map(lambda x: lax.all_gather(x, self.axis, tiled=True), tree)
 
     def _to_owners(self, x: jax.Array) -> jax.Array:

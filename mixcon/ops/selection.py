@@ -5,6 +5,7 @@ digit by digit: each pass over the tiles counts, for every query, how many simil
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ import numpy as np
 from jax import Array, lax
 
 from mixcon.errors import InputError
-from mixcon.ops import pairs
-from mixcon.ops.engine import pair_reduce
+from mixcon.ops import engine, pairs, reference, streaming
 from mixcon.ops.pairs import Block, Pairs, wide
-from mixcon.ops.reference import Impl, Reduce, TileSize
+from mixcon.ops.placement import place
+from mixcon.ops.reference import Impl, Reduce, Side, TileSize
+from mixcon.ops.schedules import Gather, Local, Ring
 
 DIGIT = 2  # bits that one pass settles
 
@@ -67,47 +69,61 @@ def kth_largest(
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}.")
     queries, keys = lax.stop_gradient((queries, keys))
-    dtype = wide(queries.dtype)
-    word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
-    bits = np.dtype(word).itemsize * 8
     kept = pairs.everything() if included is None else included
 
-    def reduce(tile: Any, reductions: dict[str, Reduce], rows: Any, shared: Any = ()) -> dict[str, Array]:
-        return pair_reduce(
-            tile,
-            queries,
-            keys,
-            reductions,
-            rows=(rows, kept.rows),
-            cols=kept.cols,
-            shared=(shared, kept.shared),
-            impl=impl,
-            tile_size=tile_size,
-            axis_name=axis_name,
-        )
+    def dense(row: Side, col: Side, shared: Any) -> dict[str, Array]:
+        def run(tile: Any, reductions: Any, own: Any, extra: Any = ()) -> dict[str, Array]:
+            return reference.dense(tile, reductions, _knowing(row, own), col, (extra, shared))
 
+        return _select(run, row, k, kept.rule)
+
+    def streamed(schedule: Local | Ring | Gather, row: Side, col: Side, shared: Any) -> dict[str, Array]:
+        if isinstance(schedule, Gather):  # once, and not in every pass
+            col, schedule = schedule.gather(col), Local(schedule.tile_size)
+
+        def run(tile: Any, reductions: Any, own: Any, extra: Any = ()) -> dict[str, Array]:
+            return engine.streamed(schedule, tile, reductions, _knowing(row, own), col, (extra, shared))
+
+        return _select(run, row, k, kept.rule)
+
+    per: Any = dict.fromkeys(Kth._fields, "row")
+    arrays = (queries, keys, kept.rows, kept.cols, kept.shared)
+    return Kth(**place(dense, streamed, per, *arrays, impl=impl, tile_size=tile_size, axis_name=axis_name))
+
+
+Pass = Callable[..., dict[str, Array]]  # (tile, reductions, what a tile knows of its queries, and of everything)
+
+
+def _knowing(row: Side, own: Any) -> Side:
+    return row._replace(block=Block(row.block.position, (own, row.block.data)))
+
+
+def _select(run: Pass, row: Side, k: int, included: Any) -> dict[str, Array]:
+    """The fields of `Kth`, from passes over the tiles."""
+    dtype = wide(row.features.dtype)
+    word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
+    bits = np.dtype(word).itemsize * 8
     counts = {str(digit): Reduce(str(digit), "sum") for digit in range(1, 2**DIGIT)}
 
     def settle(turn: Array, prefix: Array) -> Array:
         shift = jnp.asarray(bits - DIGIT, word) - (turn * DIGIT).astype(word)
-        found = reduce(_Reached(kept.rule), counts, prefix, shift)
+        found = run(_Reached(included), counts, prefix, shift)
         reached = sum((found[name] >= k).astype(word) for name in counts)
         return prefix | (jnp.asarray(reached) << shift)
 
-    ordered = lax.fori_loop(0, bits // DIGIT, settle, jnp.zeros_like(queries[:, 0], dtype=word))
-    value = _from_ordered(ordered, dtype)
-
+    start = streaming.vary(jnp.zeros(row.features.shape[0], word), like=row)
+    value = _from_ordered(lax.fori_loop(0, bits // DIGIT, settle, start), dtype)
     value = jnp.where(jnp.isnan(value), -jnp.inf, value)  # no candidate was reached by k similarities
 
-    beside = reduce(_Beside(kept.rule), {"below": Reduce("below", "max"), "above": Reduce("above", "max")}, value)
+    beside = run(_Beside(included), {"below": Reduce("below", "max"), "above": Reduce("above", "max")}, value)
     below, above = beside["below"], -beside["above"]
     middle = (value + below) / 2
     low = jnp.where(middle < value, middle, below)  # nothing lies between neighbours in the last bit
     middle = (value + above) / 2
     high = jnp.where(middle < above, middle, value)
-    number = reduce(_Between(kept.rule), {"more": Reduce("more", "sum"), "ties": Reduce("ties", "sum")}, (low, high))
+    number = run(_Between(included), {"more": Reduce("more", "sum"), "ties": Reduce("ties", "sum")}, (low, high))
     share = (k - number["more"]) / jnp.maximum(number["ties"], 1)
-    return Kth(value, low, high, jnp.clip(share, 0, 1))
+    return {"value": value, "low": low, "high": high, "share": jnp.clip(share, 0, 1)}
 
 
 def _ordered(x: Array) -> Array:
