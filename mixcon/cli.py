@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
     pack.add_argument("--image-column", default="image", help="of a table: paths of images (default: image)")
     pack.add_argument("--text-column", default="text", help="of a table: captions (default: text)")
+    pack.add_argument("--clean", nargs="*", metavar="RULE=N", help="ALIGN's rules of cleaning; min_side=64 changes one")
+    pack.add_argument("--held-out", nargs="+", default=[], metavar="SHARD", help="with --clean: leave out their images")
     return top
 
 
@@ -263,7 +265,7 @@ def run_mixers(arguments: argparse.Namespace, _: list[str]) -> None:
 
 def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
     """`mixcon data`."""
-    from mixcon.data import catalog, pack
+    from mixcon.data import catalog, cleaning, pack
 
     if arguments.verb == "list":
         print(catalog.table())
@@ -274,7 +276,12 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
     else:
         print(
             pack.pack(
-                arguments.inputs, arguments.out, image_column=arguments.image_column, text_column=arguments.text_column
+                arguments.inputs,
+                arguments.out,
+                image_column=arguments.image_column,
+                text_column=arguments.text_column,
+                clean=None if arguments.clean is None else cleaning.parse_rules(arguments.clean),
+                held_out=arguments.held_out,
             )
         )
 

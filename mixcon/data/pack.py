@@ -9,17 +9,22 @@ Beside the shards lie `manifest.json` (what is finished, from what) and, for eac
 from __future__ import annotations
 
 import csv
+import dataclasses
 import glob
 import itertools
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mixcon.data.cleaning import RULES, Census, Cleaner, Rules, digest
 from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, readable, to_bytes
+from mixcon.data.sources import Packed
 from mixcon.errors import InputError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -34,17 +39,22 @@ Raw = tuple[str, Callable[[], Record], int]  # key, how to read it (may raise Ba
 
 
 class Report(NamedTuple):
-    """What a call of `pack` did: shards and records that are there now, records skipped, shards found finished."""
+    """What a call of `pack` did: shards and records that are there now, records skipped, shards found finished.
+
+    `cleaned` says how many of the skipped ones broke which rule of cleaning first.
+    """
 
     shards: int
     records: int
     skipped: int
     resumed: int
+    cleaned: Mapping[str, int] = MappingProxyType({})
 
     def __str__(self) -> str:
         lost = f", {self.skipped:,} skipped (see *.skipped.jsonl)" if self.skipped else ""
         kept = f"; {self.resumed} shards were there already" if self.resumed else ""
-        return f"{self.shards} shards, {self.records:,} records{lost}{kept}"
+        by_rule = "".join(f"\n  {rule:<16}{count:>12,}" for rule, count in self.cleaned.items())
+        return f"{self.shards} shards, {self.records:,} records{lost}{kept}{by_rule}"
 
 
 class _Job(NamedTuple):
@@ -64,6 +74,8 @@ def pack(
     text_column: str = "text",
     rows_per_shard: int = 8192,
     max_pixels: int = MAX_PIXELS,
+    clean: Rules | None = None,
+    held_out: Sequence[str] = (),
     progress: bool = True,
 ) -> Report:
     """Converts tars or tables to ArrayRecord shards in `out`; call it again to go on after an interruption.
@@ -78,6 +90,8 @@ def pack(
         image_column, text_column: names of a table's columns.
         rows_per_shard: rows of a table in one shard.
         max_pixels: larger images are skipped, whatever their size on disk.
+        clean: rules that a pair must keep, see `cleaning`; everything is read once before, to count. None keeps all.
+        held_out: path patterns of packed shards that evaluations use: with `clean`, their images are left out.
         progress: show a bar.
 
     Returns:
@@ -97,21 +111,31 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     manifest_path = out / "manifest.json"
     done = _finished(manifest_path)
+    counted = _cleaning(jobs, clean, held_out)
+    cleaner: Cleaner | None = None
     resumed = 0
     with tqdm(total=sum(job.weight for job in jobs), desc="pack", unit_scale=True, disable=not progress) as bar:
         for number, job in enumerate(jobs, 1):
-            made_from = job.made_from | {"max_pixels": max_pixels}
+            made_from = job.made_from | {"max_pixels": max_pixels} | counted
             entry = done.get(job.name)
             if entry is not None and entry["from"] == made_from and (out / job.name).is_file():
                 resumed += 1
                 bar.update(job.weight)
                 continue
-            records, skipped = _write(job, out, max_pixels, bar)
+            if clean is not None and cleaner is None:
+                cleaner = _cleaner(jobs, clean, held_out, progress)
+            records, skipped, broken = _write(job, out, max_pixels, cleaner, bar)
             done[job.name] = {"from": made_from, "records": records, "skipped": skipped}
+            if clean is not None:
+                done[job.name]["cleaned"] = broken
             _replace(manifest_path, json.dumps(done, indent=1, sort_keys=True))
             bar.set_postfix_str(f"shard {number}/{len(jobs)}, skipped {sum(e['skipped'] for e in done.values())}")
     entries = [done[job.name] for job in jobs]
     report = Report(len(jobs), sum(e["records"] for e in entries), sum(e["skipped"] for e in entries), resumed)
+    if clean is not None:
+        cleaned = {rule: sum(e["cleaned"].get(rule, 0) for e in entries) for rule in RULES}
+        report = report._replace(cleaned=cleaned)
+        _replace(out / "cleaning.json", json.dumps({"rules": dataclasses.asdict(clean), "left_out": cleaned}, indent=1))
     if not report.records:
         raise InputError(f"none of the {report.skipped} records could be used; {out}/*.skipped.jsonl says why.")
     return report
@@ -124,19 +148,53 @@ def _finished(manifest: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:
+def _cleaning(jobs: Sequence[_Job], clean: Rules | None, held_out: Sequence[str]) -> dict[str, Any]:
+    """What a cleaned shard is made from beside its own input: the rules, and all that was counted."""
+    if clean is None:
+        if held_out:
+            raise InputError("pack: held_out asks for rules of cleaning: --clean, or clean=Rules().")
+        return {}
+    known = [[str(path), path.stat().st_size] for path in _paths(held_out)] if held_out else []
+    everything = json.dumps([[job.made_from for job in jobs], known], sort_keys=True)
+    return {"cleaning": {**dataclasses.asdict(clean), "of": digest(everything.encode())}}
+
+
+def _cleaner(jobs: Sequence[_Job], rules: Rules, held_out: Sequence[str], progress: bool) -> Cleaner:
+    """Reads everything once, without decoding images."""
+    from tqdm import tqdm
+
+    census = Census()
+    for job in tqdm(jobs, desc="count", disable=not progress):
+        for _, read, _ in job.read():
+            try:
+                record = read()
+                census.add(record["image"], record["text"])
+            except BadRecord:
+                continue
+    pictures: list[bytes] = []
+    for path in _paths(held_out) if held_out else []:
+        shard = Packed(path)
+        pictures += [shard[i]["image"] for i in range(len(shard))]
+    return Cleaner(census, rules, pictures)
+
+
+def _write(job: _Job, out: Path, max_pixels: int, cleaner: Cleaner | None, bar: Any) -> tuple[int, int, dict[str, int]]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = out / f".{job.name}.partial"  # neither this nor the report gets its name before it is whole
     records, skipped, position = 0, [], 0
+    broken: Counter[str] = Counter()
     writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record a group: random access reads nothing else
     try:
         for key, read, reached in job.read():
             try:
                 record = read()
-                decode_image(record["image"], max_pixels=max_pixels)
+                decoded = decode_image(record["image"], max_pixels=max_pixels)
                 if not record["text"].strip():
                     raise BadRecord("empty caption")
+                if cleaner is not None and (rule := cleaner.broken(record["image"], decoded, record["text"])):
+                    broken[rule] += 1
+                    raise BadRecord(f"cleaning: {rule}")
                 writer.write(_packed({"key": key} | record))
                 records += 1
             except BadRecord as reason:
@@ -151,7 +209,7 @@ def _write(job: _Job, out: Path, max_pixels: int, bar: Any) -> tuple[int, int]:
     if skipped:
         _replace(report, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped))
     os.replace(partial, out / job.name)
-    return records, len(skipped)
+    return records, len(skipped), dict(broken)
 
 
 def _packed(record: Record) -> bytes:
@@ -168,12 +226,15 @@ def _replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _jobs(inputs: Sequence[str], image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
-    paths = sorted(
-        {Path(path) for pattern in inputs for path in glob.glob(os.path.expanduser(pattern), recursive=True)}
-    )
+def _paths(patterns: Sequence[str]) -> list[Path]:
+    paths = {Path(path) for pattern in patterns for path in glob.glob(os.path.expanduser(pattern), recursive=True)}
     if not paths:
-        raise InputError(f"pack: there is no file at {' '.join(inputs) or '(no path given)'}.")
+        raise InputError(f"pack: there is no file at {' '.join(patterns) or '(no path given)'}.")
+    return sorted(paths)
+
+
+def _jobs(inputs: Sequence[str], image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
+    paths = _paths(inputs)
     jobs: list[_Job] = []
     for path in paths:
         if path.suffix in TABLES:
