@@ -3,14 +3,18 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 
 def stored(workdir, step):
-    """Everything in a checkpoint, as a flat dict of host arrays."""
-    with ocp.StandardCheckpointer() as reader:
-        return ocp.tree.to_flat_dict(reader.restore(workdir / "checkpoints" / str(step) / "state"), sep="/")
+    """Everything in a checkpoint, as a flat dict of host arrays; on whatever devices it was written."""
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        arrays = reader.metadata(folder).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
+        return ocp.tree.to_flat_dict(reader.restore(folder, restore_args=on_host), sep="/")
 
 
 def measured(workdir):
