@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from experiments import clip
+from mixcon import config as configs
 from mixcon import models
 from mixcon.errors import InputError
 from mixcon.train import loop
@@ -31,3 +33,11 @@ def test_a_run_starts_from_the_weights_that_the_config_names(tmp_path):
     assert jax.tree.structure(state.params) == jax.tree.structure(found.params)
     for trained in (state.params, state.ema):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.device_get(trained), found.params)
+    with run.unlocked():
+        run.new_projections, run.model.embed_dim, run.model.logit_scale = True, 8, 100.0
+    tokenizer = clip.prepare_tokenizer(run, tmp_path / "run", configs.call(run.data.train))
+    spec, pretrained = clip.describe_model(run, tokenizer)
+    assert spec["embed_dim"] == 8
+    assert pretrained[0]["image_projection"]["kernel"].shape == pretrained[0]["text_projection"]["kernel"].shape
+    for tower in ("image", "text"):
+        jax.tree.map(np.testing.assert_array_equal, pretrained[0][tower], found.params[tower])
