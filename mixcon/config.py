@@ -285,6 +285,12 @@ def from_json(text: str) -> ml_collections.ConfigDict:
             return {key: restore(inner) for key, inner in value.items()}
         return tuple(restore(inner) for inner in value) if isinstance(value, list) else value
 
-    config = ml_collections.ConfigDict(restore(json.loads(text)))
+    try:
+        found = restore(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    config = ml_collections.ConfigDict(found)
     config.lock()
     return config

@@ -84,11 +84,16 @@ def keep_lines_until(path: pathlib.Path, step: int) -> None:
     """Drop lines of later steps and a last line cut short by a kill."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+    kept = [line for line in lines if (found := step_of(line)) is not None and found <= step]
     write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def step_of(line: str) -> int | None:
+    """The step of a line of metrics; None for what is no such line."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else None
