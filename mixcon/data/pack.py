@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -299,7 +298,7 @@ def _read_tar(path: Path) -> Iterator[Raw]:
         for key, group in itertools.groupby(members(), key=lambda member: member[0]):
             parts = {extension: data for _, extension, data in group}
             yield key, lambda parts=parts: _from_parts(parts), position[0]  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as reason:
+    except Exception as reason:  # TarError, EOFError, zlib.error, TypeError, ...: tarfile stumbles in many ways
         if isinstance(reason, OSError) and reason.errno is not None:
             raise  # the disk, not the tar
         broken = BadRecord(f"the tar breaks off after this record ({reason})")
