@@ -52,7 +52,8 @@ def published(name: str) -> ml_collections.ConfigDict:
         train, test = dict(**pictures, side="train"), dict(**pictures, side="valid")
         config.image_mean, config.image_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     else:
-        pictures = dict(name="mixcon.data.labelled.tfds_images", dataset="svhn_cropped" if name == "svhn" else name)
+        dataset = "svhn_cropped" if name == "svhn" else name
+        pictures = dict(name="mixcon.data.labelled.tfds_images", dataset=dataset, size=(32, 32))
         train, test = dict(**pictures, split="train"), dict(**pictures, split="test")
         config.image_mean, config.image_std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     config.data = dict(train=train, evals=dict(test=test), max_bad_share=0.01, threads=16, prefetch=4)
