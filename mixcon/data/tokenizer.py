@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from mixcon.data.clip_tokenizer import clip_core, read_merges
 from mixcon.errors import InputError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -40,6 +42,7 @@ class Tokenizer:
     bos_id: int | None
     eos_id: int
     vocab_size: int
+    unescape: bool = False  # "&amp;" is "&", as CLIP has it
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """`[bos] tokens eos pad ...`; a long text loses its last tokens, never its eos.
@@ -65,6 +68,8 @@ class Tokenizer:
             raise InputError(
                 f"length={length} leaves no room for a token beside bos and eos; it must be >= {len(head) + 2}."
             )
+        if self.unescape:
+            texts = [html.unescape(html.unescape(text)) for text in texts]
         tokens_BT = np.full((len(texts), length), self.pad_id, np.int32)
         with _in_words("tokenizer: these texts cannot be encoded by it"):
             encodings = self.core.encode_batch(list(texts), add_special_tokens=False)
@@ -153,10 +158,12 @@ def train(
 
 
 def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eos: str | None = None) -> Tokenizer:
-    """Any `tokenizer.json` of the `tokenizers` library, or a WordPiece `vocab.txt` as BERT checkpoints have it.
+    """Any `tokenizer.json` of the `tokenizers` library, the `vocab.txt` of a BERT, or the merges of OpenAI's CLIP.
 
     Args:
-        path: the file. Beside a `vocab.txt`, `tokenizer_config.json` may say `do_lower_case` (true by default).
+        path: the file. Beside a `vocab.txt`, `tokenizer_config.json` may say `do_lower_case` (true by default). CLIP's
+            merges are `bpe_simple_vocab_16e6.txt.gz`; texts are then padded with the end token, and unlike there
+            broken Unicode is not mended.
         pad, bos, eos: the special tokens, where they are not among the widely used names.
 
     Raises:
@@ -172,11 +179,14 @@ def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eo
             said = path.with_name("tokenizer_config.json")
             lowercase = json.loads(said.read_text()).get("do_lower_case", True) if said.is_file() else True
             core = _wordpiece(models.WordPiece.from_file(str(path), unk_token="[UNK]"), lowercase)
+        elif path.suffix == ".gz":
+            core = clip_core(read_merges(path))
         else:
             core = hf.Tokenizer.from_file(str(path))
     core.no_padding()
     core.no_truncation()
-    return _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
+    found = _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
+    return replace(found, unescape=True) if path.suffix == ".gz" else found
 
 
 @contextlib.contextmanager
