@@ -73,10 +73,10 @@ def hard_info_nce(
 
     Reference: Wang, Liu, "Understanding the Behaviour of Contrastive Loss", 2021, eq. 8 and 9.
     """
-    at = _Place(queries, keys, positive_index, normalize, impl, axis_name)
-    scale = inverse_temperature(temperature).astype(at.positive.dtype)
-    logits = at.hard({"log_sum": Reduce("logits", "logsumexp")}, top_k, alpha, scale)["log_sum"]
-    return at.softmax(scale * at.positive, logits, reduction, has_aux)
+    anchors = _Anchors(queries, keys, positive_index, normalize, impl, axis_name)
+    scale = inverse_temperature(temperature).astype(anchors.positive.dtype)
+    logits = anchors.hard({"log_sum": Reduce("logits", "logsumexp")}, top_k, alpha, scale)["log_sum"]
+    return anchors.softmax(scale * anchors.positive, logits, reduction, has_aux)
 
 
 def simple_contrastive(
@@ -110,12 +110,12 @@ def simple_contrastive(
     Reference: Wang, Liu, "Understanding the Behaviour of Contrastive Loss", 2021, eq. 3.
     """
     checks.nonnegative("negative_weight", negative_weight)
-    at = _Place(queries, keys, positive_index, normalize, impl, axis_name)
-    total = at.keys.astype(at.positive.dtype).sum(0)
-    total = total if at.whole else all_devices(total, axis_name)
-    negative = (at.queries.astype(total.dtype) @ total - at.positive) / at.count
-    weight = 1.0 if negative_weight is None else negative_weight * at.count
-    return at.spread(weight * negative, negative, reduction, has_aux)
+    anchors = _Anchors(queries, keys, positive_index, normalize, impl, axis_name)
+    total = anchors.keys.astype(anchors.positive.dtype).sum(0)
+    total = total if anchors.whole else all_devices(total, axis_name)
+    negative = (anchors.queries.astype(total.dtype) @ total - anchors.positive) / anchors.count
+    weight = 1.0 if negative_weight is None else negative_weight * anchors.count
+    return anchors.spread(weight * negative, negative, reduction, has_aux)
 
 
 def hard_simple_contrastive(
@@ -146,14 +146,14 @@ def hard_simple_contrastive(
 
     Reference: Wang, Liu, "Understanding the Behaviour of Contrastive Loss", 2021, section 5.
     """
-    at = _Place(queries, keys, positive_index, normalize, impl, axis_name)
+    anchors = _Anchors(queries, keys, positive_index, normalize, impl, axis_name)
     sums = {"total": Reduce("total", "sum"), "mass": Reduce("mass", "sum")}
-    found = at.hard(sums, top_k, alpha, jnp.ones((), at.positive.dtype))
+    found = anchors.hard(sums, top_k, alpha, jnp.ones((), anchors.positive.dtype))
     negative = found["total"] / found["mass"]
-    return at.spread(negative, negative, reduction, has_aux)
+    return anchors.spread(negative, negative, reduction, has_aux)
 
 
-class _Place:
+class _Anchors:
     """Checked queries and keys, their positives, and where the pairs of both are reduced."""
 
     def __init__(
