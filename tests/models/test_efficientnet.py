@@ -76,7 +76,7 @@ def names(blocks_of_stage):
     return table
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_equals_transformers(tiny, train):
     torch = pytest.importorskip("torch", reason="compared with transformers' EfficientNet, which needs torch")
     transformers = pytest.importorskip("transformers")
@@ -151,6 +151,7 @@ def _residual_block(rngs, *, width):
     return MBConv(width, width, side=3, stride=1, expansion=2, form="conv", dtype=np.dtype("float32"), rngs=rngs)
 
 
+@pytest.mark.slow
 def test_stacked_blocks_are_the_same_network_and_move_their_statistics(drawn):
     options = {**TINY, "depth_factor": 0.7, "top": False, "depthwise": "sum", "stochastic_depth": 0.5}
     model, params, extra = drawn(efficientnet(**options))
