@@ -30,6 +30,8 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked.append(number)
+        if several:  # Ctrl-C: JAX's service listens to SIGTERM
+            signal.raise_signal(signal.SIGTERM)
 
     several = jax.process_count() > 1
     caught = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)

@@ -21,17 +21,20 @@ RUN = (f"--config.steps={STEPS}", "--config.checkpoint.every=2")
 BOUND = 20  # seconds from a death to the end of the last survivor; on an idle machine it is less than one
 
 BODY = """
-import sys, time
+import os, signal, sys, time
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # as the command does, before JAX is imported
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from mixcon import cli
 from mixcon.errors import InputError
-from mixcon.train import distributed, loop
+from mixcon.train import distributed, guards, loop
 
 process, what = int(sys.argv.pop()), sys.argv.pop()
 distributed.GRACE = 1.0
 
 def body(*_, **__):
+    if hasattr(signal, what):
+        return asked_to_stop()
     for step in range(10_000):
         total = multihost_utils.process_allgather(np.asarray(step))
         print("step", step, flush=True)
@@ -40,6 +43,17 @@ def body(*_, **__):
         if step == 5 and what == "nobody":
             return
         time.sleep(0.01)
+
+def asked_to_stop():
+    with guards.stop_signals() as stop:
+        for step in range(10_000):
+            multihost_utils.process_allgather(np.asarray(step))
+            if process == 1 and step == 5:
+                signal.raise_signal(getattr(signal, what))
+            if stop(step):
+                print("stopped at", step, file=sys.stderr)
+                return
+            time.sleep(0.01)
 
 loop.train = body
 cli.main()
@@ -93,6 +107,15 @@ def test_an_unexpected_error_of_one_process_ends_the_other_too():
 @pytest.mark.slow
 def test_processes_that_end_in_order_say_nothing():
     assert bodies("nobody", processes=3) == [(0, "")] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_stops_all_at_the_same_step(name):
+    (first, said), (second, repeated) = bodies(name)
+    assert (first, second) == (0, 0), said + repeated
+    assert said == repeated
+    assert re.fullmatch(r"stopped at \d+\n", said)
 
 
 @pytest.fixture(scope="module")
