@@ -75,7 +75,7 @@ def test_damaged_pictures(data):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(mutated(SEEDS, most=20))
 def test_many_damaged_pictures(data):
     check(data)

@@ -86,7 +86,7 @@ def test_damaged_metadata_of_a_checkpoint(whole, tmp_path):
 
 @pytest.mark.slow
 def test_much_damaged_metadata_of_a_checkpoint(whole, tmp_path):
-    fuzz_checkpoints(whole, tmp_path, 250)
+    fuzz_checkpoints(whole, tmp_path, 100)
 
 
 LINES = [{"step": i, "time": 1.0 * i, "train/loss": 1.0 / i, "eval/x/image_to_text/R@10": 0.1} for i in range(1, 5)]
@@ -131,7 +131,7 @@ def test_damaged_logs(tmp_path):
 
 @pytest.mark.slow
 def test_pages_of_damaged_runs(tmp_path):
-    fuzz_run_files(tmp_path, 60, draw_page=True)
+    fuzz_run_files(tmp_path, 15, draw_page=True)
 
 
 DAMAGED = [b"{", b"[]", b"null", b"{}", b"\xff", b'{"experiment": 3}', b'{"experiment": "a.b"}', b"[" * 10**5]

@@ -58,7 +58,7 @@ def test_damaged_tokenizers(files, tmp_path):
 
 @pytest.mark.slow
 def test_many_damaged_tokenizers(files, tmp_path):
-    run(files, tmp_path, 3000)
+    run(files, tmp_path, 1000)
 
 
 def test_ids_that_are_left_out_still_fit_into_the_table(files, tmp_path):
