@@ -190,6 +190,9 @@ def get_study() -> Study:
                 together=True,
                 claim="Scale makes up for noise: with about four times as many noisy alt-texts as cleaned ones the "
                 "results are the same, with more they are better (paper's ablation; other data, not comparable).",
+                found="So it is, up to a point: 7.5 times the pairs with 20 % of them mismatched beat few clean ones "
+                "by 14 points, with 50 % mismatched they lose 31. Label smoothing of 0.1, ALIGN's own, costs 5 to 39 "
+                "points here, most of all on few pairs: it stays the default of ALIGN's configs alone.",
             ),
             "sigmoid": Table(
                 "Digits in two views: softmax (CLIP) and sigmoid (SigLIP) by batch size",
@@ -204,6 +207,7 @@ def get_study() -> Study:
                 scale={"R@1": 100},
                 together=True,
                 claim="The sigmoid loss is clearly better at small batches, and as good at large ones (SigLIP).",
+                found="So it is: 13 points better at a batch of 16, at 128 less than one.",
             ),
             "composition": Table(
                 "Emoji: search by an image and words, held-out combinations among all 3,634 images",
