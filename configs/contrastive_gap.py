@@ -52,8 +52,8 @@ def coco(dim: int) -> ml_collections.ConfigDict:
     config.data.train.pattern = "coco/train-*.arrayrecord"
     config.data.evals.heldout.pattern = "coco/val-*.arrayrecord"
     config.augment = ()
-    fixed_scale(config)
     optimizer(config, peak=1e-6)
+    fixed_scale(config)
     return config
 
 
@@ -170,9 +170,7 @@ def fixed_scale(config: ml_collections.ConfigDict) -> None:
 def optimizer(config: ml_collections.ConfigDict, *, peak: float) -> None:
     """AdamW at a constant rate, with weight decay on everything."""
     config.schedule = dict(peak=peak, warmup_steps=0, decay="constant", end=0.0)
-    config.optimizer = dict(
-        name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, overrides=((r"logit_scale", dict(freeze=True)),)
-    )  # fmt: skip
+    config.optimizer = dict(name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, overrides=())
 
 
 LOSSES = {
@@ -269,10 +267,18 @@ def get_study() -> Study:
             "Emoji and their names, skin tones and people in new combinations",
             {name: Arm("small", loss) for name, loss in LOSSES.items()},
             of_emoji,
-            seeds=3,
+            seeds=1,
             baseline="CLIP",
             scale={"image to text R@1": 100, "text to image R@1": 100},
             claim="As for the digits, with real images and captions.",
+            found=(
+                "One seed. CLIP opens a gap of 0.84, and CUA closes it to 0.13 with pairs at cosine 0.93; the "
+                "modalities can still be told apart in 90 % of the cases, and retrieval pays for it (R@1 27.8 to 21.5 "
+                "% from images, 30.2 to 27.3 % from texts). CUAXU fails when trained from scratch at this rate: the "
+                "modalities end at opposite poles (distance 1.8, pairs at cosine -0.72). Cross-modal uniformity "
+                "gains more from that (down to -8) than alignment loses (at most 4), and with encoders that begin in "
+                "narrow cones the way there is short; the paper starts from a trained CLIP at a rate of 1e-6."
+            ),
         ),
     }
     return Study("The contrastive gap (Fahim, Murphy, Fyshe 2024)", tables)
