@@ -8,8 +8,12 @@ vanishes is found by TCP keepalive. Process 0 hands the news on, and each proces
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -149,46 +153,56 @@ def receive(line: socket.socket) -> bytes:
         return b""
 
 
-def relay(host: str, port: int, *, patience: float) -> int:
-    """A local port that is passed on to `host:port`; that the far end has closed is passed on `HOLD` seconds later.
+def relay(host: str, port: int, *, patience: float, hold: float = HOLD) -> int:
+    """A local port that is passed on to `host:port`; that the far end has closed is passed on `hold` seconds later.
 
     JAX's client aborts its process, with a native stack trace, as soon as its line to process 0 closes. Through a relay
-    the watch hears of it first and ends the process in words.
+    the watch hears of it first and ends the process in words. The relay is a process of its own, which ends with this
+    one: JAX keeps the interpreter's lock in calls that wait for what comes through the line.
 
     Args:
       host, port: the far end; it may not be there yet.
       patience: seconds to try for.
+      hold: seconds.
 
     Returns:
       The local port.
     """
-    server = socket.create_server(("127.0.0.1", 0))
+    command = [sys.executable, "-I", "-S", __file__, host, str(port), str(patience), str(hold)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    _relays.append(child)
+    assert child.stdout is not None
+    return int(child.stdout.readline())
 
-    def serve() -> None:
-        while True:
-            near, _ = server.accept()
-            threading.Thread(target=connect, args=(near,), daemon=True).start()
 
-    def connect(near: socket.socket) -> None:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                far = socket.create_connection((host, port), timeout=10)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    near.close()
-                    return
-                time.sleep(0.2)
-        for line in (near, far):
-            line.settimeout(None)
-            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_alive(far)
-        threading.Thread(target=pump, args=(near, far, 0.0), daemon=True).start()
-        pump(far, near, HOLD)
+_relays: list[subprocess.Popen] = []  # their standard input is open for as long as this process lives
 
-    threading.Thread(target=serve, daemon=True, name="mixcon-relay").start()
-    return int(server.getsockname()[1])
+
+def serve(server: socket.socket, host: str, port: int, patience: float, hold: float) -> None:
+    """Pass on every connection to a server."""
+    while True:
+        near, _ = server.accept()
+        threading.Thread(target=connect, args=(near, host, port, patience, hold), daemon=True).start()
+
+
+def connect(near: socket.socket, host: str, port: int, patience: float, hold: float) -> None:
+    """Pass one connection on, once the far end is there."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            far = socket.create_connection((host, port), timeout=10)
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                near.close()
+                return
+            time.sleep(0.2)
+    for line in (near, far):
+        line.settimeout(None)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(far)
+    threading.Thread(target=pump, args=(near, far, 0.0), daemon=True).start()
+    pump(far, near, hold)
 
 
 def pump(source: socket.socket, target: socket.socket, hold: float) -> None:
@@ -200,3 +214,14 @@ def pump(source: socket.socket, target: socket.socket, hold: float) -> None:
     for line in (source, target):
         with contextlib.suppress(OSError):
             line.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":  # the relay
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that started it
+        signal.signal(number, signal.SIG_IGN)
+    there, at, seconds, late = sys.argv[1:]
+    here = socket.create_server(("127.0.0.1", 0))
+    print(here.getsockname()[1], flush=True)
+    threading.Thread(target=serve, args=(here, there, int(at), float(seconds), float(late)), daemon=True).start()
+    sys.stdin.buffer.read()  # until that process is gone
+    os._exit(0)

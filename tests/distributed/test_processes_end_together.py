@@ -149,7 +149,9 @@ def kill(workdir, victim, *, processes, devices=1):
             assert code == EXIT_LOST, text
             died = f"process {victim} of {processes} has died, so process {process} ends too"
             then = "the same command, started again on all of them, goes on from the last complete checkpoint"
-            assert text == f"mixcon: {died}; {then}\n"
+            assert [line for line in text.splitlines() if line.startswith("mixcon")] == [f"mixcon: {died}; {then}"]
+            assert "Traceback" not in text
+            assert "stack trace" not in text
 
 
 @pytest.mark.slow
@@ -169,7 +171,6 @@ def test_four_processes_then_two_with_two_devices_each_then_one(tmp_path, alone)
         group[1].send_signal(signal.SIGTERM)
         said = ended(group)
     assert [code for code, _ in said] == [0, 0], said
-    assert said[1][1] == ""
     step = Checkpoints(tmp_path, read_only=True).steps()[-1]
     assert f"stopping at step {step} as asked by a signal" in said[0][1] or step == STEPS
     assert len(losses(tmp_path)) == step, "all of them saved after the same step"

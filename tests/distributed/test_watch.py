@@ -1,6 +1,7 @@
 """Who hears of whose end, over real sockets; and how a process finds its place."""
 
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -100,10 +101,9 @@ def test_a_vanished_machine_is_found_within_the_promised_time(star):
     assert idle + between * count == 30
 
 
-def test_a_relay_waits_for_the_far_end_and_holds_back_its_closing(monkeypatch):
-    monkeypatch.setattr(watch, "HOLD", 0.5)
+def test_a_relay_waits_for_the_far_end_and_holds_back_its_closing():
     port = free_port()
-    near = socket.create_connection(("127.0.0.1", watch.relay("127.0.0.1", port, patience=5)))
+    near = socket.create_connection(("127.0.0.1", watch.relay("127.0.0.1", port, patience=5, hold=0.5)))
     near.sendall(b"ping")
     time.sleep(0.3)
     with socket.create_server(("127.0.0.1", port)) as server:
@@ -115,6 +115,18 @@ def test_a_relay_waits_for_the_far_end_and_holds_back_its_closing(monkeypatch):
         far.close()
         assert near.recv(9) == b""
     assert 0.4 < time.monotonic() - start < 5
+
+
+def test_a_relay_ends_with_its_process_and_heeds_no_signal_of_its():
+    port = watch.relay("127.0.0.1", free_port(), patience=1)
+    child = watch._relays[-1]
+    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    socket.create_connection(("127.0.0.1", port)).close()
+    assert child.poll() is None
+    child.stdin.close()  # what the kernel does when the process dies
+    assert child.wait(timeout=10) == 0
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "1",
