@@ -176,7 +176,7 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
                     values, prompts = zip(*change["words"], strict=True)
                     vectors = [embed_texts(state, list(each))[None] for each in prompts]
                     words = {value: zero_shot_weights(v)[:, 0] for value, v in zip(values, vectors, strict=True)}
-                    arguments = {"attribute": change["attribute"], "same": change["same"]}
+                    arguments = {"attribute": change["attribute"], "same": change["same"], "weight": task["weight"]}
                     found_here = composed_report(features["image"], known_records, targets, words, **arguments)
                     yield from ((f"edit_{change['attribute']}/{key}", value) for key, value in found_here)
 

@@ -135,6 +135,7 @@ def composed_report(
     *,
     attribute: str,
     same: Sequence[str],
+    weight: float = 1.0,
 ) -> Iterator[tuple[str, float]]:
     """`composed_retrieval` of every edit of an attribute that reaches a target.
 
@@ -144,13 +145,15 @@ def composed_report(
         targets: indices of what is to be found.
         words: unit row [D] of each value of the attribute; records with other values take no part.
         attribute: what changes. same: what does not; its first field is the class of the baseline.
+        weight: of the words.
 
     Yields:
         `(metric, float)`, `queries` (how many) among them.
     """
     wanted = edits(records, targets, attribute=attribute, values=tuple(words), same=same)
     yield "queries", float(len(wanted))
-    yield from composed_retrieval(image_ND, wanted, words, groups=[record[same[0]] for record in records]).items()
+    groups = [record[same[0]] for record in records]
+    yield from composed_retrieval(image_ND, wanted, words, groups=groups, weight=weight).items()
 
 
 def _ranks(query_QD: np.ndarray, image_ND: np.ndarray, wanted: Sequence[Edit]) -> np.ndarray:
