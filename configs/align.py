@@ -221,8 +221,8 @@ def get_study() -> Study:
                 scale=dict.fromkeys(edits | others, 100),
                 claim="An image's embedding plus a word's finds the image changed so (shown by pictures, no figures).",
                 found="Not run yet. The same search with two runs of configs/clip.py:small (ViT, CLIP's loss): by "
-                "gender R@1 25 % (image alone 19 %, a class known but not its variants 6 %), by tone 24 % (4 %, 8 %); at "
-                "weight 1 only 16 % and 15 %. The weight of 0.5 was chosen on these images.",
+                "gender R@1 25 % (image alone 19 %, a class known but not its variants 6 %), by tone 24 % (4 %, 8 %); "
+                "at weight 1 only 16 % and 15 %. The weight of 0.5 was chosen on these images.",
             ),
         },
     )
