@@ -78,7 +78,7 @@ def test_overrides(tmp_path):
 
 @pytest.mark.slow
 def test_many_overrides(tmp_path):
-    run(tmp_path, 1000)
+    run(tmp_path, 400)
 
 
 @pytest.mark.parametrize("value", PYTHON)
