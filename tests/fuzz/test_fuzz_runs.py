@@ -86,7 +86,7 @@ def test_damaged_metadata_of_a_checkpoint(whole, tmp_path):
 
 @pytest.mark.slow
 def test_much_damaged_metadata_of_a_checkpoint(whole, tmp_path):
-    fuzz_checkpoints(whole, tmp_path, 100)
+    fuzz_checkpoints(whole, tmp_path, 50)
 
 
 LINES = [{"step": i, "time": 1.0 * i, "train/loss": 1.0 / i, "eval/x/image_to_text/R@10": 0.1} for i in range(1, 5)]
