@@ -72,7 +72,7 @@ def write(found: dict[str, list[Row]], out: pathlib.Path) -> None:
     """What has come of the faults so far."""
     out.parent.mkdir(exist_ok=True)
     what = {"config": "configs/clip.py:small, cut down", "steps": STEPS, "checkpoint_every": EVERY}
-    text = json.dumps({**what, "faults": found}, indent=1)
+    text = json.dumps({**what, "faults": found}, indent=1).replace(str(pathlib.Path.home()), "~")
     out.write_text(re.sub(r"/[^\s\"]*mixcon-faults-\w+/", "", text) + "\n")  # where the runs were is nobody's business
     out.with_suffix(".md").write_text(table(found))
 

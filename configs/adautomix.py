@@ -255,7 +255,7 @@ def get_study() -> Study:
         ),
         found=(
             "The teacher is above the student for every method and seed, by averaging alone. AdAutoMix is 10 points "
-            "above AutoMix, 7 above SAMix and 12 above no mixing, but level with plain Mixup (82.2 and 82.2; five "
+            "above AutoMix, 7.5 above SAMix and 12 above no mixing, but level with plain Mixup (82.2 and 82.2; five "
             "seeds, standard error 0.5), and CutMix is 6 above both, as the specification had found. What it gains "
             "over AutoMix is not the adversary's doing: without it (the generator always plays together) nothing is "
             "lost (81.8), while without the linear mixes that take half of the loss of clean images the teacher falls "
@@ -289,11 +289,11 @@ def get_study() -> Study:
         ),
         found=(
             "Playing against the teacher raises its loss above that of linear mixes, and above that of the untrained "
-            "generator, on each of five seeds (sign test: p = 0.03). Playing together lowers it on each seed, but by "
-            "0.002 to 0.003 only with the CIFAR recipe, whose generator does not know the weights and stays 0.12 to "
-            "0.16 above linear mixes; one that is told λ comes down to linear mixes and hardly below (-0.003 to "
-            "+0.0003). Masks sum to one; their spread grows six to twenty times in training, but stays small (0.02 "
-            "around an even third)."
+            "generator, on each of five seeds (one-sided sign test: p = 0.03). Playing together lowers it on each "
+            "seed, but by 0.002 to 0.003 only with the CIFAR recipe, whose generator does not know the weights and "
+            "stays 0.12 to 0.16 above linear mixes; one that is told λ comes down to linear mixes and hardly below "
+            "(-0.003 to +0.0003). Masks sum to one; their spread grows six to twenty times in training, but stays "
+            "small (0.02 around an even third)."
         ),
     )
     return Study("AdAutoMix (Qin et al., ICLR 2024)", {"digits": digits, "directions": directions})

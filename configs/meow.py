@@ -188,7 +188,7 @@ def get_study() -> Study:
                 "nothing, neither as weights of the negatives nor as prototypes. The order of ties matters: on PSP "
                 "all similarities of a subject are equal, and the original's unstable sort of a file sorted by class "
                 "takes, for the largest subject (1,301 papers of class 0, 538 of class 2), 693 of class 0 and 6 of "
-                "class 2. With ties in random order Macro-F1 is 1.5 to 3 points lower (89.3 / 87.4 / 89.7): that much "
+                "class 2. With ties in random order Macro-F1 is about 2 points lower (89.3 / 87.4 / 89.7): that much "
                 "of the published figure comes from the order of the file.",
             ),
             "imdb": table(

@@ -44,6 +44,15 @@ def incidence(rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int], name: 
     return matrix
 
 
+def checked(matrix: sp.csr_matrix, name: str) -> sp.csr_matrix:
+    """The matrix itself, if its indices lie within it: products would read beyond their arrays otherwise."""
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InputError(f"{name}: a damaged matrix {matrix.shape}: {error}") from error
+    return matrix
+
+
 def _shape(pair: np.ndarray) -> tuple[int, int]:
     rows, cols = map(int, pair)
     return rows, cols
@@ -107,7 +116,8 @@ class Folder(GraphFiles):
         with path.open("rb") as file:
             plain = file.read(6) == b"\x93NUMPY"  # DBLP's t_feat.npz is in truth a .npy
         with readable(path):
-            return sp.csr_matrix(np.load(path, allow_pickle=False) if plain else sp.load_npz(path), dtype=np.float64)
+            found = np.load(path, allow_pickle=False) if plain else sp.load_npz(path)
+        return checked(sp.csr_matrix(found, dtype=np.float64), name)
 
     def edges(self, name: str) -> sp.csr_matrix:
         path = self.find(f"{name}.npz")
@@ -148,7 +158,8 @@ class Packed(GraphFiles):
     def sparse(self, name: str) -> sp.csr_matrix:
         indices, starts = self.array(f"{name}/indices"), self.array(f"{name}/indptr")
         values = self.arrays.get(f"{name}/data", np.ones(len(indices)))  # without values: which words there are
-        return sp.csr_matrix((values, indices, starts), shape=_shape(self.array(f"{name}/shape")), dtype=np.float64)
+        shape = _shape(self.array(f"{name}/shape"))
+        return checked(sp.csr_matrix((values, indices, starts), shape=shape, dtype=np.float64), name)
 
     def edges(self, name: str) -> sp.csr_matrix:
         rows, cols, shape = (self.array(f"{name}/{part}") for part in ("row", "col", "shape"))

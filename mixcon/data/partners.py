@@ -69,13 +69,16 @@ def class_partner(labels: np.ndarray, *, seed: int = 0) -> Partner:
         seed: of the draws.
 
     Raises:
-        InputError: a class has one member, who has nobody to be paired with.
+        InputError: labels that are no integers; a class has one member, who has nobody to be paired with.
 
     Example:
         >>> class_partner(np.array([0, 1, 0, 1]))(np.arange(4), 0)
         array([2, 3, 0, 1])
     """
-    classes, own, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"classes are integers, not {labels.dtype}.")
+    classes, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if (counts < 2).any():
         alone = classes[counts < 2]
         raise InputError(

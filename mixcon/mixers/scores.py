@@ -14,7 +14,6 @@ from mixcon.mixers.decoupled import Rescale, decoupled_mixup, rescale_weight
 from mixcon.mixers.losses import binary_cross_entropy, smooth_targets, soft_cross_entropy
 
 Score = tuple[Array, dict[str, Array]]
-Smoothing = Literal["original", "classy", "multilabel"]
 
 
 def target_rows(classes: Array, shares: Array, *, num_classes: int) -> Array:

@@ -29,7 +29,7 @@ def isogclr(
 ) -> Objective:
     """Two views of each example, told from the views of all others, at a temperature of its own (iSogCLR).
 
-    The robust contrastive loss over the whole data set, `mean_i min_τ [ τ log E_j exp((S_ij - S_i+)/τ) + τ ρ ]`, of
+    RGCL, the robust loss over the whole data set, `mean_i min_τ [ τ log E_j exp((S_ij - S_i+)/τ) + τ ρ ]`, of
     both views of i against both views of every other example. The value returned is
     `mean_i Σ_views [ (1/K) Σ_j exp(S_ij/τ_i)/s_i · S_ij - S_i+ ]` with constant weights: its gradient is the loss's, it
     may be negative, and it need not fall.

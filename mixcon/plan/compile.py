@@ -99,7 +99,9 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
     held = sum(sizes.values()) + share(batch)
     limit = usable_memory(topology)
     collectives = program.collectives if program else {}
-    seconds = predicted(topology, work, collectives, program.cycles if program else 0.0)
+    state_bytes = sum(sizes.values())
+    touched = 2 * state_bytes + share(batch) + 2 * needed  # read and written at least once
+    seconds = predicted(topology, work, touched, collectives, program.cycles if program else 0.0)
     slowest = max(seconds.values(), default=0.0)
     peak = (topology.chip.flops or 0.0) * mesh.size
     return Plan(
@@ -163,14 +165,15 @@ def usable_memory(topology: Topology) -> float | None:
 
 
 def predicted(
-    topology: Topology, work: float, collectives: Mapping[str, Mapping[str, float]], cycles: float
+    topology: Topology, work: float, touched: float, collectives: Mapping[str, Mapping[str, float]], cycles: float
 ) -> dict[str, float]:
     """Seconds of a step by each bound alone."""
     chip, count = topology.chip, len(topology.devices)
-    if chip.flops is None or chip.link_rate is None or chip.clock is None:
+    if chip.flops is None or chip.memory_rate is None or chip.link_rate is None or chip.clock is None:
         return {}
     moved = sum(kind["bytes"] for kind in collectives.values())
     found = {"compute": work / (chip.flops * count)}
     if not cycles:  # there is no program: it did not fit
         return found
-    return found | {"network": moved / chip.link_rate, "compiler": cycles / chip.clock}
+    found |= {"memory": touched / chip.memory_rate, "network": moved / chip.link_rate}
+    return found | {"compiler": cycles / chip.clock}

@@ -11,6 +11,7 @@ from mixcon.reproduce.document import aligned
 GIB = 2**30
 NAMES = {
     "compute": "all FLOPs at the peak",
+    "memory": "state and temporaries, read and written once",
     "network": "all collectives at the links' rate, nothing hidden",
     "compiler": "the compiler's own estimate",
 }
@@ -49,7 +50,7 @@ def text(plan: Plan) -> str:
         if plan.utilization is not None:
             slowest = max(plan.seconds.values())
             lines.append(f"  at the slowest: {plan.batch_size / slowest:,.0f} examples/s, ")
-            lines[-1] += f"{100 * plan.utilization:.0f} % of the chips' peak"
+            lines[-1] += f"{100 * plan.utilization:.0f} % of the chips' peak (FLOPs done, recomputation too)"
     return "\n".join(lines)
 
 

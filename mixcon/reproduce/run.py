@@ -71,6 +71,8 @@ def reproduce(
     Example:
       >>> records = reproduce("cmixup", tables=["airfoil"], seeds=1)
     """
+    if seeds is not None and seeds < 1:
+        raise InputError(f"seeds={seeds} must be at least 1")
     study = load_study(slug)
     for kind, asked, known in (
         ("table", tables, list(study.tables)),

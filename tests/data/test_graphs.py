@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from mixcon.data.catalog import locate
-from mixcon.data.graph_files import incidence
+from mixcon.data.graph_files import Packed, incidence
 from mixcon.data.graphs import check_graph, load_graph
 from mixcon.data.metapaths import normalize_rows
 from mixcon.errors import InputError
@@ -140,6 +140,21 @@ def test_indices_beyond_the_nodes_are_refused_by_name(tmp_path):
         load_graph("acm", root=tmp_path)
     with pytest.raises(InputError, match="names node -1 on its first side"):
         incidence(np.array([-1]), np.array([0]), (2, 2))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_features_beyond_the_width_are_refused_by_name(tmp_path, packed):
+    edges = {"a": ([0, 1], [0, 1], 2), "s": ([0, 1], [0, 0], 1)}
+    star(tmp_path / "acm", "as", "p", [0, 1], edges)
+    parts = {"data": np.ones(2), "indices": np.array([0, 9]), "indptr": np.array([0, 1, 2]), "shape": np.array([2, 3])}
+    if packed:
+        np.savez(tmp_path / "broken.npz", **{f"p_feat/{key}": value for key, value in parts.items()})
+        with pytest.raises(InputError, match="p_feat: a damaged matrix"):
+            Packed(tmp_path / "broken.npz").sparse("p_feat")
+    else:
+        np.savez(tmp_path / "acm" / "p_feat.npz", format=np.array(b"csr"), **parts)
+        with pytest.raises(InputError, match="p_feat"):
+            load_graph("acm", root=tmp_path)
 
 
 def test_parts_that_do_not_fit_are_refused(acm, tmp_path):

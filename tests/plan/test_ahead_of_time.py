@@ -162,5 +162,5 @@ def test_a_tpu_that_is_not_here(tmp_path):
     (row,) = json.loads((tmp_path / "plan.json").read_text())
     assert row["fits"]
     assert row["chips"] == 4
-    assert row["seconds"].keys() == {"compute", "network", "compiler"}
+    assert row["seconds"].keys() == {"compute", "memory", "network", "compiler"}
     assert 0 < row["utilization"] < 1
