@@ -107,7 +107,7 @@ def test_golden_queue_and_teacher():
             np.testing.assert_allclose(queue.features, out.queue_after[step], rtol=1e-12)
             assert int(queue.cursor) == out.pointer_after[step]
 
-        def inside(state, batch, *, seed):
+        def inside(state, batch):
             return (), Outcome(0, {}, state.extra, ())
 
         class State(SimpleNamespace):
@@ -119,7 +119,7 @@ def test_golden_queue_and_teacher():
             params={"w": jnp.asarray(inp.online), "head": jnp.zeros(2)},
             extra={"teacher": {"w": jnp.asarray(inp.target)}},
         )
-        _, outcome = ema_teacher(inside, momentum=float(inp.momentum))(state, {}, seed=0)
+        _, outcome = ema_teacher(inside, momentum=float(inp.momentum))(state, {})
         np.testing.assert_allclose(outcome.extra["teacher"]["w"], out.target_after, rtol=1e-12)
 
 
