@@ -1,5 +1,6 @@
 """Seeds side by side: each one's own run in one program; what cannot be shared is refused."""
 
+import importlib.machinery
 import sys
 import types
 
@@ -67,20 +68,24 @@ def toy(**changed):
     return config
 
 
+def toy_module():
+    """What a config can name: a module of one's own."""
+    module = types.ModuleType("toy_seeds")
+    module.__spec__ = importlib.machinery.ModuleSpec("toy_seeds", None)
+    module.build = build
+    return module
+
+
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch):
-    module = types.ModuleType("toy_seeds")
-    module.build = build
-    monkeypatch.setitem(sys.modules, "toy_seeds", module)
+    monkeypatch.setitem(sys.modules, "toy_seeds", toy_module())
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
-        module = types.ModuleType("toy_seeds")
-        module.build = build
-        patch.setitem(sys.modules, "toy_seeds", module)
+        patch.setitem(sys.modules, "toy_seeds", toy_module())
         loop.train(with_seeds(toy(), (0, 3)), workdir, progress=False)
     return workdir
 
