@@ -58,6 +58,7 @@ def test_losses_are_those_of_one_device(single, tmp_path, overrides, monkeypatch
     assert kernel.sharding.is_fully_replicated == whole
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_devices_each_agree(single, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

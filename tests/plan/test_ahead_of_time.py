@@ -120,6 +120,7 @@ def test_stand_ins_are_named_and_have_the_shapes_of_the_data(tmp_path, monkeypat
     assert row["tokens"].shape == (1, 77)
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_and_writes(tmp_path, capsys):
     arguments = ["plan", "--config", "configs/clip.py:small", "--topology", "cpu:2", "--batch", "16", "32", *TINY]
     with pytest.raises(SystemExit):

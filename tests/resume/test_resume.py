@@ -52,6 +52,7 @@ def test_resuming_at_any_step_is_bit_identical(reference, tmp_path, step):
     assert_same_run(workdir, reference, STEPS)
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_to_the_bit(tmp_path):
     """SIGKILL at random moments, also in the middle of saving, until the run is through."""
     steps, rng = 12, random.Random(time.time_ns())
