@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import pathlib
 from typing import NamedTuple
 
@@ -58,23 +59,28 @@ def _shape(pair: np.ndarray) -> tuple[int, int]:
     return rows, cols
 
 
-class GraphFiles:
+class GraphFiles(abc.ABC):
     """Named arrays of one graph."""
 
+    @abc.abstractmethod
     def array(self, name: str) -> np.ndarray:
-        raise NotImplementedError
+        """Any array."""
 
+    @abc.abstractmethod
     def sparse(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
+        """Features [N, D]."""
 
+    @abc.abstractmethod
     def edges(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
+        """0/1 matrix of edges."""
 
     def text(self, name: str) -> np.ndarray:
-        raise NotImplementedError
+        """Edges [E, 2] of a text file, which only the folder has."""
+        raise InputError(f"{name}.txt is read from the folder of the original files, not from a packed one.")
 
     def vectors(self, name: str) -> sp.csr_matrix:
-        raise NotImplementedError
+        """Dense features, which only the folder has."""
+        raise InputError(f"{name} is read from the folder of the original files, not from a packed one.")
 
     def incidence(self, name: str, shape: tuple[int, int]) -> sp.csr_matrix:
         """0/1 matrix from a text file of edges."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import memory_references as banks
 import numpy as np
 import objective_references as loops
 
@@ -75,7 +76,7 @@ def _bank(f: Tree, d: Tree, s: Tree, axis_name: str | None = None, **placement: 
     count = len(f["a"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name)) + 3
     contrast = functools.partial(o.hard_info_nce, alpha=0.4, **s)
     bank = o.feature_bank(count, DIM, contrast=contrast, axis_name=axis_name, **placement)
-    state = o.FeatureBank(jnp.asarray(loops.slots_of(count), f["a"].dtype))
+    state = o.FeatureBank(jnp.asarray(banks.slots_of(count), f["a"].dtype))
     return bank.apply(state, f["a"], index=d["index"])[0]
 
 
@@ -153,26 +154,26 @@ CASES = [
         lambda f, d, s, **p: o.info_nce(
             f["a"], s["bank"], positive_index=d["labels"], temperature=s["temperature"], **p
         ),
-        loops.info_nce_memory,
+        banks.info_nce_memory,
         features="a",
         data=("labels",),
         shared=("temperature", "bank"),
     ),
-    Case("hard_info_nce", lambda f, d, s, **p: o.hard_info_nce(f["a"], f["b"], top_k=3, **s, **p), loops.hard_info_nce),
+    Case("hard_info_nce", lambda f, d, s, **p: o.hard_info_nce(f["a"], f["b"], top_k=3, **s, **p), banks.hard_info_nce),
     Case(
         "hard_simple_contrastive",
         lambda f, d, s, **p: o.hard_simple_contrastive(f["a"], f["b"], top_k=3, **p),
-        loops.hard_simple_contrastive,
+        banks.hard_simple_contrastive,
         shared=(),
     ),
     Case(
         "simple_contrastive",
         lambda f, d, s, axis_name=None, **_: o.simple_contrastive(f["a"], f["b"], axis_name=axis_name),
-        loops.simple_contrastive,
+        banks.simple_contrastive,
         shared=(),
         engine=False,
     ),
-    Case("feature_bank", _bank, loops.feature_bank, features="a", data=("index",)),
+    Case("feature_bank", _bank, banks.feature_bank, features="a", data=("index",)),
     Case("nt_xent", lambda f, d, s, **p: o.nt_xent(f["a"], f["b"], **s, **p), loops.nt_xent),
     Case("decoupled", lambda f, d, s, **p: o.decoupled(f["a"], f["b"], **s, **p), loops.decoupled),
     Case(
@@ -285,7 +286,7 @@ CASES = [
         lambda f, d, s, **p: o.clip_alignment_uniformity(
             f["a"], f["b"], logit_scale=s["scale"], alignment=0.5, uniformity=2.0, cross_uniformity=1.5, **p
         ),
-        loops.clip_alignment_uniformity,
+        banks.clip_alignment_uniformity,
         shared=("scale",),
     ),
     Case(
@@ -293,7 +294,7 @@ CASES = [
         lambda f, d, s, axis_name=None, **_: o.cyclic(
             f["a"], f["b"], in_modal=0.3, cross_modal=0.7, axis_name=axis_name
         ),
-        loops.cyclic,
+        banks.cyclic,
         shared=(),
         engine=False,
     ),
@@ -424,13 +425,13 @@ CASES = [
         engine=False,
     ),
     Case("cross_batch_memory", _memory, loops.cross_batch_memory, data=("labels",)),
-    Case("isogclr", _of_all_examples(o.isogclr, average=0.6), loops.isogclr, data=("index",), shared=()),
-    Case("sogclr", _of_all_examples(o.sogclr, temperature=0.3, average=0.6), loops.sogclr, data=("index",), shared=()),
-    Case("isogclr_clip", _of_all_examples(o.isogclr_clip, average=0.6), loops.isogclr_clip, data=("index",), shared=()),
+    Case("isogclr", _of_all_examples(o.isogclr, average=0.6), banks.isogclr, data=("index",), shared=()),
+    Case("sogclr", _of_all_examples(o.sogclr, temperature=0.3, average=0.6), banks.sogclr, data=("index",), shared=()),
+    Case("isogclr_clip", _of_all_examples(o.isogclr_clip, average=0.6), banks.isogclr_clip, data=("index",), shared=()),
     Case(
         "sogclr_clip",
         _of_all_examples(o.sogclr_clip, temperature=0.3, average=0.6, positive=False),
-        loops.sogclr_clip,
+        banks.sogclr_clip,
         data=("index",),
         shared=(),
     ),
@@ -438,7 +439,7 @@ CASES = [
         "fastclip",
         # Averages that all but stay as they are, so that the loss has the slope along the scale that it claims.
         _of_all_examples(o.fastclip, version="v0", average=1e-15, all_seen=True),
-        loops.fastclip,
+        banks.fastclip,
         data=("index",),
         shared=("t",),
     ),

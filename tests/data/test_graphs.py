@@ -122,6 +122,14 @@ def test_dblp_is_rebuilt_from_its_text_files(tmp_path):
     assert graph.paths[2].contexts[1].incidence.toarray().tolist() == [[1, 1, 0], [0, 1, 1]]
 
 
+def test_a_packed_graph_without_its_text_files_is_refused_in_words(tmp_path):
+    np.savez(tmp_path / "meow_aminer.npz", labels=np.zeros(2, np.int32))
+    with pytest.raises(InputError, match=r"pa\.txt is read from the folder of the original files"):
+        Packed(tmp_path / "meow_aminer.npz").incidence("pa", (2, 2))
+    with pytest.raises(InputError, match="no array 'nei_a/row'"):
+        load_graph("aminer", root=tmp_path)
+
+
 def test_aminer_says_what_is_missing(tmp_path):
     star(tmp_path / "aminer", "ar", "p", [0, 1], {"a": ([0, 1], [0, 0], 1), "r": ([0], [0], 1)})
     with pytest.raises(InputError, match=r"feat_pap.w1000.l100.npy is missing.*jianxiangyu/MEOW"):
