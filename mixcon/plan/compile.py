@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from mixcon import config as configs
 from mixcon.plan import flops
+from mixcon.plan.activations import saved
 from mixcon.plan.chips import Topology
 from mixcon.plan.program import read_program
 from mixcon.plan.stand_in import with_stand_ins
@@ -40,7 +42,8 @@ class Plan(NamedTuple):
     optimizer: float
     other_state: float
     batch: float
-    temporaries: float  # activations, gradients and workspace at their peak
+    activations: float | None  # of `temporaries`, what the forward pass keeps for the backward pass; as traced
+    temporaries: float  # activations, gradients and workspace at their peak; as compiled
     flops: float  # as computed, recomputation included
     collectives: Mapping[str, Mapping[str, float]]  # kind -> count and bytes of a chip and step
     seconds: Mapping[str, float]  # by bound: compute, network, and the compiler's estimate; empty for this CPU
@@ -71,29 +74,11 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
     Example:
       >>> plan(configs.load("configs/clip.py:l14"), chips.topology("v5e:16x16"))
     """
-    mesh = meshes.make_mesh(**config.mesh, devices=topology.devices)
-    meshes.check_batch(config.batch_size, mesh, parts=config.gradient.get("parts", 1))
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        workdir = pathlib.Path(folder)
-        ready, stand_ins = with_stand_ins(config, workdir)
-        with jax.numpy_dtype_promotion("standard"):
-            row = one_row(ready, workdir)
-            experiment = loop.build(ready, workdir)
-        with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
-            shapes, places = loop.state_layout(experiment, ready, mesh)
-            state = loop.with_sharding(shapes, places)
-            split = meshes.batch_sharding(mesh)
-            batch = {
-                key: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=split)
-                for key, x in row.items()
-            }
-            whole = meshes.replicated(mesh)
-            fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), experiment.fixed)
-            batch |= dict(fixed)
-            traced = jax.jit(experiment.step, donate_argnums=0, out_shardings=(places, None)).trace(state, batch)
-            work = flops.count(traced.jaxpr)
-            needed, text = compiled_size(traced.lower())
+        step = trace(config, topology, pathlib.Path(folder))
+    mesh, state, batch, kept = step.mesh, step.state, step.batch, step.activations
+    needed, text = compiled_size(step.lowered)
     program = read_program(text) if text else None
     sizes = {key: share(getattr(state, key)) for key in TrainState._fields}
     held = sum(sizes.values()) + share(batch)
@@ -101,7 +86,7 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
     collectives = program.collectives if program else {}
     state_bytes = sum(sizes.values())
     touched = 2 * state_bytes + share(batch) + 2 * needed  # read and written at least once
-    seconds = predicted(topology, work, touched, collectives, program.cycles if program else 0.0)
+    seconds = predicted(topology, step.flops, touched, collectives, program.cycles if program else 0.0)
     slowest = max(seconds.values(), default=0.0)
     peak = (topology.chip.flops or 0.0) * mesh.size
     return Plan(
@@ -117,14 +102,60 @@ def plan(config: ml_collections.ConfigDict, topology: Topology, *, name: str = "
         optimizer=sizes["opt_state"],
         other_state=sum(v for k, v in sizes.items() if k not in ("params", "opt_state")),
         batch=share(batch),
+        activations=None if kept is None else min(kept, needed),
         temporaries=needed,
-        flops=work,
+        flops=step.flops,
         collectives=collectives,
         seconds=seconds,
-        utilization=work / (peak * slowest) if peak and program else None,
-        stand_ins=stand_ins,
+        utilization=step.flops / (peak * slowest) if peak and program else None,
+        stand_ins=step.stand_ins,
         compile_seconds=round(time.perf_counter() - begin, 1),
     )
+
+
+class Step(NamedTuple):
+    """One training step, traced and lowered for a topology."""
+
+    mesh: Mesh
+    state: TrainState  # shapes and places
+    batch: Mapping[str, PyTree]  # shapes and places
+    lowered: Any
+    flops: float
+    activations: float | None  # bytes of a chip; None where the experiment does not tell its task
+    stand_ins: str
+
+
+def trace(config: ml_collections.ConfigDict, topology: Topology, workdir: pathlib.Path) -> Step:
+    """The step that training would compile, for devices that need not be here.
+
+    Example:
+      >>> text = trace(config, topology, tmp_path).lowered.compile().as_text()
+    """
+    mesh = meshes.make_mesh(**config.mesh, devices=topology.devices)
+    parts = config.gradient.get("parts", 1)
+    meshes.check_batch(config.batch_size, mesh, parts=parts)
+    ready, stand_ins = with_stand_ins(config, workdir)
+    with jax.numpy_dtype_promotion("standard"):
+        row = one_row(ready, workdir)
+        experiment = loop.build(ready, workdir)
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        shapes, places = loop.state_layout(experiment, ready, mesh)
+        state = loop.with_sharding(shapes, places)
+        split = meshes.batch_sharding(mesh)
+        rows = {
+            key: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype, sharding=split)
+            for key, x in row.items()
+        }
+        whole = meshes.replicated(mesh)
+        fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), experiment.fixed)
+        batch = rows | dict(fixed)
+        traced = jax.jit(experiment.step, donate_argnums=0, out_shardings=(places, None)).trace(state, batch)
+        lowered = traced.lower()
+    kept = None
+    if experiment.task and not fixed:
+        with jax.numpy_dtype_promotion("standard"):
+            kept = saved(experiment.task, state, rows, parts=parts) / mesh.shape["data"]
+    return Step(mesh, state, batch, lowered, flops.count(traced.jaxpr), kept, stand_ins)
 
 
 def one_row(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, np.ndarray]:

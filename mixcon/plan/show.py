@@ -37,9 +37,10 @@ def text(plan: Plan) -> str:
         ("optimiser", plan.optimizer),
         ("average, objective and layer state", plan.other_state),
         ("batch", plan.batch),
-        ("activations, gradients, workspace (peak)", plan.temporaries),
+        ("activations", plan.activations),
+        ("gradients, workspace", plan.temporaries - (plan.activations or 0.0)),
     )
-    lines += [f"  {name:<42}{size / GIB:9.2f}" for name, size in parts]
+    lines += [f"  {name:<42}{size / GIB:9.2f}" for name, size in parts if size is not None]
     lines.append(f"  {'in all':<42}{plan.total / GIB:9.2f}{verdict(plan)}")
     lines += ["", "work of one step", f"  {plan.flops:.3g} FLOPs over all chips, recomputation included"]
     for kind, moved in sorted(plan.collectives.items()):

@@ -89,6 +89,7 @@ def assemble(
         steps_per_epoch=len(source) / config.batch_size,
         fixed=fixed or {},
         patience=patience,
+        task=task,
     )
 
 

@@ -76,6 +76,7 @@ def side_by_side(experiments: Sequence[Experiment], seeds: Sequence[int], *, ema
 
     return first._replace(
         step=step,
+        task=None,
         batches=lambda: Stacked([each.batches() for each in experiments]),
         evals={
             f"{NAME.format(seed)}/{name}": of_one(evaluator, row)

@@ -83,6 +83,7 @@ class Experiment(NamedTuple):
     pretrained: tuple[PyTree, PyTree] | None = None  # params and extra, on the host, that replace the initial ones
     fixed: Mapping[str, PyTree] = MappingProxyType({})  # arrays that are part of every batch, placed once (a graph)
     patience: int = 0  # steps without a lower loss after which the run ends; 0 runs to the last step
+    task: Task | None = None  # what the step optimises, for whoever wants to look into it
     model: Mapping[str, Any] | None = None  # what `models.build` made the network from, where it can be exported
 
 

@@ -15,6 +15,8 @@ from mixcon import cli
 from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.plan import advice, chips, compile, flops, show
+from mixcon.plan.activations import saved
+from mixcon.train.state import Task, TrainState
 
 TINY = (
     "--config.mesh.model=1",
@@ -63,6 +65,21 @@ def test_flops_of_a_mapped_function_are_those_of_all_devices():
     assert counted(mapped, jnp.ones((8, 3))) == 4 * (2 * 2 * 2 * 3)
 
 
+def test_activations_are_what_the_derivative_needs_and_grow_with_the_batch():
+    def encode(params, extra, batch, *, key, train):
+        hidden = jnp.sin(batch["x"] @ params["a"])  # the derivative needs cos(x a)
+        return jax.checkpoint(lambda h: jnp.sin(jnp.sin(h)) @ params["b"])(hidden), extra  # and what goes in here
+
+    params = {"a": jnp.ones((5, 7)), "b": jnp.ones((7, 3))}
+    state = TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32), params, (), (), (), (), ())
+    task = Task(lambda batch, *, key, step: {"x": batch["x"] * 1.0}, encode, lambda *a, **k: None)
+    float32, rows = 4, 12
+    by_hand = float32 * rows * (5 + 7 + 7)  # x, cos(x a), sin(x a)
+    batch = {"x": jax.ShapeDtypeStruct((rows, 5), jnp.float32)}
+    assert saved(task, state, batch) == by_hand
+    assert saved(task, state, batch, parts=3) == by_hand / 3
+
+
 @pytest.fixture(scope="module")
 def planned():
     return compile.plan(configs.load("configs/clip.py:small", TINY), chips.topology("cpu:4"), name="clip:small")
@@ -75,6 +92,7 @@ def test_a_plan_counts_the_bytes_of_a_device(planned):
     row = 64 * 64 * 3 + 4 * 12 * 2 + 4  # the picture, the tokens of name and keywords, the index
     assert planned.batch == pytest.approx(8 * row, rel=0.02)
     assert planned.temporaries > 8 * 64 * 64 * 3 * 4  # pixels as floats, at least
+    assert 8 * 64 * 64 * 3 < planned.activations < planned.temporaries
     assert planned.fits
     assert planned.memory is None
     assert "all-reduce" in planned.collectives
@@ -105,6 +123,7 @@ def test_advice_is_compiled_until_something_fits(planned):
     ((change, tried),) = advice.advise(config, small, tight)
     assert change == ("model.remat=True",)
     assert tried.temporaries < planned.temporaries
+    assert tried.activations < planned.activations
 
 
 def test_stand_ins_are_named_and_have_the_shapes_of_the_data(tmp_path, monkeypatch):
