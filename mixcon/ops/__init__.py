@@ -21,6 +21,7 @@ from mixcon.ops.engine import pair_reduce
 from mixcon.ops.pairs import Block, Pairs
 from mixcon.ops.reference import Impl, Reduce, similarity
 from mixcon.ops.selection import Kth, kth_largest
+from mixcon.ops.sinkhorn import sinkhorn_knopp, sinkhorn_pairs
 from mixcon.ops.statistics import Statistics, log_weighted, pair_statistics
 from mixcon.ops.sums import gaussian_potential, pairwise_sigmoid
 from mixcon.ops.topk import TopK, top_k
@@ -46,5 +47,7 @@ __all__ = [
     "pairwise_sigmoid",
     "per_positive_cross_entropy",
     "similarity",
+    "sinkhorn_knopp",
+    "sinkhorn_pairs",
     "top_k",
 ]

@@ -66,6 +66,15 @@ def positive(name: str, value: Any) -> None:
         raise InputError(f"{name} must be finite and above zero, got {known.min()} .. {known.max()}.")
 
 
+def finite(name: str, value: Any) -> None:
+    """Refuse numbers that are not finite."""
+    known = concrete(value)
+    if known is None:
+        on_request(name, "must be finite", value, jnp.isfinite)
+    elif bad := int((~np.isfinite(known.astype(np.float64))).sum()):
+        raise InputError(f"{name} must be finite; {bad} of {known.size} numbers are not.")
+
+
 def nonnegative(name: str, value: Any) -> None:
     """Refuse weights that are negative or not finite."""
     known = concrete(value)

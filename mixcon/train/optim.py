@@ -25,6 +25,7 @@ def schedule(
     peak: float,
     steps: int,
     warmup_steps: int = 0,
+    start: float | None = None,
     decay: str = "cosine",
     end: float = 0.0,
     at: Sequence[int] = (),
@@ -32,7 +33,7 @@ def schedule(
 ) -> optax.Schedule:
     """Linear warm-up, then a decay.
 
-    lr(t) = peak·(t+1)/w for t < w; afterwards, with u = (t-w)/(steps-w):
+    lr(t) = peak·(t+1)/w for t < w, or from `start` to peak in as many steps; afterwards, with u = (t-w)/(steps-w):
     cosine: end + (peak-end)·(1+cos πu)/2;  linear: peak + (end-peak)·u;  rsqrt: peak·sqrt(w/t);  constant: peak;
     steps: peak·factor^(number of steps in `at` that have passed).
 
@@ -40,6 +41,7 @@ def schedule(
       peak: highest learning rate.
       steps: updates in the whole run.
       warmup_steps: w.
+      start: learning rate of the first step, peak/w by default.
       decay: "constant", "cosine", "linear", "rsqrt" or "steps".
       end: learning rate at the last step (cosine, linear).
       at, factor: steps of the run from which the rate is multiplied by `factor` once more (steps).
@@ -51,8 +53,8 @@ def schedule(
         raise InputError(f"unknown learning-rate decay {decay!r}; {configs.nearest(decay, SCHEDULES)}")
     if not 0 <= warmup_steps <= steps:
         raise InputError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}")
-    if peak < 0 or end < 0:
-        raise InputError(f"learning rates must not be negative: peak={peak}, end={end}")
+    if peak < 0 or end < 0 or (start or 0.0) < 0:
+        raise InputError(f"learning rates must not be negative: peak={peak}, start={start}, end={end}")
     if (decay == "steps") != bool(at) or any(step <= warmup_steps for step in at):
         raise InputError(f"at={tuple(at)} are steps after warmup_steps={warmup_steps}, for decay='steps' and no other")
     rest = max(steps - warmup_steps, 1)
@@ -72,7 +74,8 @@ def schedule(
         after = optax.constant_schedule(peak)
     if not warmup_steps:
         return after
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
+    first = peak / warmup_steps if start is None else start
+    warmup = optax.linear_schedule(first, peak, max(warmup_steps - 1, 1))
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 

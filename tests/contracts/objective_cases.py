@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import memory_references as banks
+import multiview_cases
 import numpy as np
 import objective_references as loops
 
@@ -444,6 +445,7 @@ CASES = [
         shared=("t",),
     ),
 ]
+CASES += [Case(**each) for each in multiview_cases.CASES]
 
 
 def example(case: Case, size: int = SIZE, seed: int = 0) -> tuple[Tree, Tree, Tree]:
