@@ -68,17 +68,45 @@ def clip(
       Jia et al., "Scaling Up Visual and Vision-Language Representation Learning With Noisy Text Supervision", 2021,
       eq. 1 and 2.
     """
-    same_shape("image", image, "text", text)
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
+    image, text = checked_pairs(image, text, normalize)
     if reduction not in ("mean", "sum"):
         raise InputError(f'reduction must be "mean" or "sum" (over the two directions), got {reduction!r}.')
-    checks.positive("logit_scale", logit_scale)
-    image, text = unit_rows("image", image, normalize), unit_rows("text", text, normalize)
     dtype = accumulator(image)
     scale = jnp.asarray(logit_scale, dtype)
     bias = jnp.zeros((), dtype) if logit_bias is None else jnp.asarray(logit_bias, dtype)
     valid = None if mask is None else jnp.asarray(mask, bool)
+    options: dict[str, Any] = dict(label_smoothing=label_smoothing, impl=impl, axis_name=axis_name)
+    losses = both_ways(image, text, scale, bias, valid, stop_gradient_gathered=stop_gradient_gathered, **options)
+    loss = losses["loss_image_to_text"] + losses["loss_text_to_image"]
+    loss = loss / 2 if reduction == "mean" else loss
+    if not has_aux:
+        return loss
+    return with_aux(loss, losses | pair_metrics(image, text, scale, bias, valid, impl, axis_name))
+
+
+def checked_pairs(image: Array, text: Array, normalize: bool) -> tuple[Array, Array]:
+    """Unit rows of two modalities, refused when they are no pairs."""
+    same_shape("image", image, "text", text)
+    return unit_rows("image", image, normalize), unit_rows("text", text, normalize)
+
+
+def both_ways(
+    image: Array,
+    text: Array,
+    scale: Array,
+    bias: Array,
+    valid: Array | None = None,
+    *,
+    label_smoothing: float,
+    stop_gradient_gathered: bool,
+    impl: Impl,
+    axis_name: str | None,
+) -> Metrics:
+    """The loss of `clip` in each direction, `loss_image_to_text` and `loss_text_to_image`; arguments as there."""
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
+    checks.positive("logit_scale", scale)
+    dtype = scale.dtype
 
     def cross_entropy(queries: Array, keys: Array, symmetric: bool) -> ops.CrossEntropy:
         return ops.contrastive_cross_entropy(
@@ -107,11 +135,7 @@ def clip(
             centre = batch_mean(candidates.astype(dtype), axis_name, valid)
             loss = loss + label_smoothing * (side.positive - scale * (anchors.astype(dtype) @ centre) - bias)
         losses[f"loss_{name}"] = batch_mean(loss, axis_name, valid)
-    loss = losses["loss_image_to_text"] + losses["loss_text_to_image"]
-    loss = loss / 2 if reduction == "mean" else loss
-    if not has_aux:
-        return loss
-    return with_aux(loss, losses | pair_metrics(image, text, scale, bias, valid, impl, axis_name))
+    return losses
 
 
 def pair_metrics(

@@ -3,10 +3,11 @@
 `multiview_clip` is the improved CLIP recipe. `barlip`, `siamlip` and `swalip` are terms that are added to it, or to
 `clip`: feature decorrelation, prediction of the other modality (with a momentum teacher: BYOL-LIP), swapped assignment.
 
+Pairs of views are taken one after the other (`lax.map`): one program and the memory of one.
+
 Shapes: B pairs, V strong views, D features, K prototypes.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +17,17 @@ from jax.typing import ArrayLike
 
 from mixcon import ops
 from mixcon.errors import InputError
-from mixcon.objectives.batch import LossOrAux, accumulator, batch_mean, l2_normalize, row_dot, same_shape, with_aux
-from mixcon.objectives.clip import clip
+from mixcon.objectives.batch import (
+    LossOrAux,
+    Metrics,
+    accumulator,
+    batch_mean,
+    l2_normalize,
+    row_dot,
+    same_shape,
+    with_aux,
+)
+from mixcon.objectives.clip import both_ways, checked_pairs, clip
 from mixcon.objectives.redundancy import barlow_twins
 from mixcon.ops import Impl, checks
 
@@ -30,18 +40,27 @@ class PairedViews(NamedTuple):
     image_views: Array | None = None  # [B, V, D]
     text_views: Array | None = None  # [B, V, D]
 
-    def strong(self) -> list[tuple[Array, Array]]:
-        """All V·V pairs of an image view with a text view; refuses different numbers of them."""
+    def strong(self) -> tuple[Array, Array] | None:
+        """All V·V pairs of an image view with a text view, [V·V, B, D] each; refuses different numbers of them."""
         a, b = self.image_views, self.text_views
         if a is None and b is None:
-            return []
+            return None
         if a is None or b is None or a.ndim != 3 or a.shape[:2] != b.shape[:2] or len(a) != len(self.image):
             shapes = [None if x is None else x.shape for x in (a, b)]
             raise InputError(
                 f"image_views and text_views must both be [B, V, D] with one V, beside {self.image.shape[0]} pairs; "
                 f"got {shapes[0]} and {shapes[1]}."
             )
-        return [(a[:, u], b[:, v]) for u in range(a.shape[1]) for v in range(b.shape[1])]
+        count = a.shape[1]
+        a, b = jnp.swapaxes(a, 0, 1), jnp.swapaxes(b, 0, 1)
+        return (jnp.repeat(a, count, axis=0), jnp.tile(b, (count, 1, 1))) if count else None
+
+    def every(self) -> tuple[Array, Array]:
+        """The weak pair and all of `strong`, [1 + V·V, B, D] each."""
+        strong = self.strong()
+        if strong is None:
+            return self.image[None], self.text[None]
+        return jnp.concatenate([self.image[None], strong[0]]), jnp.concatenate([self.text[None], strong[1]])
 
 
 def multiview_clip(
@@ -71,8 +90,8 @@ def multiview_clip(
       has_aux: return (loss, metrics) too.
 
     Returns:
-      Scalar; with `has_aux` also `loss_{weak,strong}_{image_to_text,text_to_image}` (means, whatever `reduction` is)
-      and the accuracies of the weak views.
+      Scalar; with `has_aux` also `{weak,strong}/loss_{image_to_text,text_to_image}`, and what else `clip` says of the
+      weak views.
 
     Raises:
       InputError: numbers of views that differ, or as for `clip`.
@@ -84,25 +103,26 @@ def multiview_clip(
     Reference: Fini, Astolfi, Romero-Soriano, Verbeek, Drozdzal, "Improved baselines for vision-language pre-training",
       2023, section 4; the average as in its released code.
     """
-    pairs = views.strong()
-    options: dict[str, Any] = dict(reduction=reduction, normalize=normalize, impl=impl, axis_name=axis_name)
-    options |= dict(stop_gradient_gathered=stop_gradient_gathered, has_aux=has_aux)
-    weak = clip(views.image, views.text, logit_scale=logit_scale, **options)
-    of_views = dict(logit_scale=logit_scale if view_logit_scale is None else view_logit_scale)
-    strong = [clip(a, b, **of_views, label_smoothing=label_smoothing, **options) for a, b in pairs]
-    count = round(len(pairs) ** 0.5)
+    strong = views.strong()
+    shared: dict[str, Any] = dict(stop_gradient_gathered=stop_gradient_gathered, impl=impl, axis_name=axis_name)
+    weak = dict(logit_scale=logit_scale, reduction=reduction, normalize=normalize, has_aux=has_aux, **shared)
+    found = clip(views.image, views.text, **weak)
+    loss, metrics = found if has_aux else (found, {})
+    metrics = {f"weak/{name}" if name.startswith("loss") else name: value for name, value in metrics.items()}
+    if strong is not None:
+        dtype = accumulator(views.image)
+        scale = jnp.asarray(logit_scale if view_logit_scale is None else view_logit_scale, dtype)
+        smoothed = dict(label_smoothing=label_smoothing, **shared)
 
-    def combined(first: Array, others: list[Array]) -> Array:
-        return (first + count * sum(others) / len(others)) / (1 + count) if others else first
+        def of_pair(pair: tuple[Array, Array]) -> Metrics:
+            return both_ways(*checked_pairs(*pair, normalize), scale, jnp.zeros((), dtype), **smoothed)
 
-    if not has_aux:
-        return combined(weak, strong)
-    metrics = {name: value for name, value in weak[1].items() if name.startswith("accuracy")}
-    for name in ("loss_image_to_text", "loss_text_to_image"):
-        metrics[f"weak/{name}"] = weak[1][name]
-        if strong:
-            metrics[f"strong/{name}"] = sum(aux[name] for _, aux in strong) / len(strong)
-    return with_aux(combined(weak[0], [loss for loss, _ in strong]), metrics)
+        found = {name: value.mean() for name, value in lax.map(of_pair, strong).items()}
+        more = sum(found.values()) / (2 if reduction == "mean" else 1)
+        count = round(len(strong[0]) ** 0.5)
+        loss = (loss + count * more) / (1 + count)
+        metrics |= {f"strong/{name}": value for name, value in found.items()}
+    return with_aux(loss, metrics) if has_aux else loss
 
 
 def barlip(
@@ -131,9 +151,8 @@ def barlip(
 
     Reference: Fini et al. 2023, section 3.
     """
-    every = [(projections.image, projections.text), *projections.strong()]
     options: dict[str, Any] = dict(off_diagonal_weight=off_diagonal_weight, scale=scale, axis_name=axis_name)
-    return _mean([barlow_twins(a, b, standardize=False, **options) for a, b in every])
+    return lax.map(lambda pair: barlow_twins(*pair, standardize=False, **options), projections.every()).mean()
 
 
 def negative_cosine(prediction: Array, target: Array, *, axis_name: str | None = None) -> Array:
@@ -182,17 +201,17 @@ def siamlip(predictions: PairedViews, targets: PairedViews, *, axis_name: str | 
 
     Reference: Fini et al. 2023, section 3.
     """
-    predicted = [(predictions.image, predictions.text), *predictions.strong()]
-    wanted = [(targets.image, targets.text), *targets.strong()]
-    if len(predicted) != len(wanted):
-        raise InputError(f"predictions have {len(predicted)} pairs of views, targets {len(wanted)}.")
-    return _mean(
-        [
-            negative_cosine(p, v, axis_name=axis_name)
-            for ps, vs in zip(predicted, wanted, strict=True)
-            for p, v in zip(ps, reversed(vs), strict=True)
-        ]
-    )
+    predicted, wanted = predictions.every(), targets.every()
+    if len(predicted[0]) != len(wanted[0]):
+        raise InputError(f"predictions have {len(predicted[0])} pairs of views, targets {len(wanted[0])}.")
+
+    def of_pair(pairs: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Array:
+        (p_image, p_text), (v_image, v_text) = pairs
+        return negative_cosine(p_image, v_text, axis_name=axis_name) + negative_cosine(
+            p_text, v_image, axis_name=axis_name
+        )
+
+    return lax.map(of_pair, (predicted, wanted)).mean() / 2
 
 
 def swalip(
@@ -229,31 +248,25 @@ def swalip(
 
     Reference: Fini et al. 2023, section 3; without prototypes as in its released code.
     """
-    if len(views.strong()) != 4:
-        raise InputError(
-            f"swalip swaps two strong views of each modality, there are {len(views.strong())} pairs of them."
-        )
+    strong = views.strong()
+    if strong is None or len(strong[0]) != 4:
+        raise InputError("swalip swaps two strong views of each modality, image_views and text_views [B, 2, D].")
     checks.positive("logit_scale", logit_scale)
-    unit: Callable[[Array], Array] = l2_normalize if normalize else lambda x: x
-    image, text = ([unit(x[:, u]) for u in (0, 1)] for x in (views.image_views, views.text_views) if x is not None)
-    losses = []
-    for anchors, candidates in ((image, text), (text, image)):
-        fixed = [lax.stop_gradient(x) for x in candidates] if stop_gradient_gathered else candidates
-        for u in (0, 1):
-            for v in (0, 1):
-                target = ops.sinkhorn_pairs(
-                    anchors[1 - u],
-                    candidates[1 - v],
-                    epsilon=epsilon,
-                    num_iters=num_iters,
-                    impl=impl,
-                    axis_name=axis_name,
-                )
-                found = ops.contrastive_cross_entropy(
-                    anchors[u], fixed[v], scale=logit_scale, positives=target, impl=impl, axis_name=axis_name
-                )
-                losses.append(batch_mean(found.rows.loss, axis_name))
-    return _mean(losses)
+    image, text = (l2_normalize(x) for x in strong) if normalize else strong
+    scale = jnp.asarray(logit_scale, accumulator(image))
+    shared: dict[str, Any] = dict(impl=impl, axis_name=axis_name)
+
+    def of_pair(pair: tuple[Array, Array, Array, Array]) -> Array:
+        anchors, candidates, *opposite = pair
+        target = ops.sinkhorn_pairs(*opposite, epsilon=epsilon, num_iters=num_iters, **shared)
+        fixed = lax.stop_gradient(candidates) if stop_gradient_gathered else candidates
+        found = ops.contrastive_cross_entropy(anchors, fixed, scale=scale, positives=target, **shared)
+        return batch_mean(found.rows.loss, axis_name)
+
+    # Pairs come as 00, 01, 10, 11: backwards, each is beside its opposite. Both modalities are anchors in turn.
+    first, second = jnp.concatenate([image, text]), jnp.concatenate([text, image])
+    opposite = (jnp.concatenate([x[::-1], y[::-1]]) for x, y in ((image, text), (text, image)))
+    return lax.map(of_pair, (first, second, *opposite)).mean()
 
 
 def swapped_assignment(
@@ -296,8 +309,4 @@ def swapped_assignment(
         same_shape("scores", scores, "targets", target)
         log_probability = jax.nn.log_softmax(jnp.asarray(logit_scale, dtype) * scores.astype(dtype), axis=1)
         losses.append(-batch_mean((target * log_probability).sum(1), axis_name))
-    return _mean(losses)
-
-
-def _mean(values: list[Array]) -> Array:
-    return sum(values[1:], start=values[0]) / len(values)
+    return (losses[0] + losses[1]) / 2
