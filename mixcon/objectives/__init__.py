@@ -8,6 +8,7 @@ Every one takes features and targets of the whole batch, and gives the same valu
 
 from mixcon.objectives.batch import l2_normalize
 from mixcon.objectives.clip import clip
+from mixcon.objectives.cwcl import cwcl
 from mixcon.objectives.fastclip import fastclip
 from mixcon.objectives.feature_bank import FeatureBank, feature_bank
 from mixcon.objectives.gap import clip_alignment_uniformity, cyclic
@@ -63,6 +64,7 @@ __all__ = [
     "cluster_weighted_info_nce",
     "contrastive",
     "cross_batch_memory",
+    "cwcl",
     "cyclic",
     "debiased",
     "decoupled",
@@ -119,6 +121,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "cluster_weighted_info_nce": "through the engine",
     "contrastive": "through the engine",
     "cross_batch_memory": "through the engine, beside the queue itself",
+    "cwcl": "through the engine; its affine weights need no pair",
     "cyclic": "always: its matrix is features × features",
     "debiased": "through the engine",
     "decoupled": "through the engine",

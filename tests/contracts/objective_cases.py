@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import geometry_cases
 import jax
 import jax.numpy as jnp
 import memory_references as banks
@@ -444,6 +445,7 @@ CASES = [
         data=("index",),
         shared=("t",),
     ),
+    *(Case(**case) for case in geometry_cases.CASES),
 ]
 CASES += [Case(**each) for each in multiview_cases.CASES]
 
