@@ -71,7 +71,7 @@ def digit_views(
             chosen = np.concatenate([chosen[label[chosen] == c][: keep // CLASSES] for c in range(CLASSES)])
 
     def standardized(view: str) -> np.ndarray:
-        table = _table(view)
+        table = view_table(view)
         deviation = table[train].std(0)
         return (table[chosen] - table[train].mean(0)) / np.where(deviation > 0, deviation, 1)
 
@@ -83,7 +83,7 @@ def digit_views(
 
 
 @cache
-def _table(view: str) -> np.ndarray:
+def view_table(view: str) -> np.ndarray:
     if view in EMBEDDED:
         with files("mixcon.data").joinpath("embedded", "mfeat_pix_fou.npz").open("rb") as file, np.load(file) as tables:
             return tables[view].astype(np.float64)
