@@ -16,6 +16,7 @@ from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
+from mixcon.models.speech import speech_transformer
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import vit
 
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., Make]] = {
     "conv_net": conv_net,
     "classifier": classifier,
     "text_transformer": text_transformer,
+    "speech_transformer": speech_transformer,
     "bert": bert,
     "mlp_head": mlp_head,
     "dual_encoder": dual_encoder,

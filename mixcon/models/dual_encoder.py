@@ -1,8 +1,10 @@
 """Two towers, one space. Shapes: B batch, D embed_dim."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -28,9 +30,10 @@ class DualEncoder(nnx.Module):
         logit_scale: float,
         logit_bias: float | None,
         parametrization: str,
+        locked: tuple[str, ...],
         dtype: np.dtype,
     ):
-        self.image, self.text = image(rngs), text(rngs)
+        self.image, self.text, self.locked = image(rngs), text(rngs), locked
         for name, kind in (("image", image_projection), ("text", text_projection)):
             tower: Any = getattr(self, name)
             head = projection(kind, tower.out_features, embed_dim, dtype=dtype, rngs=rngs)
@@ -62,15 +65,18 @@ class DualEncoder(nnx.Module):
 
     def encode_image(self, images: Array, *, train: bool = False, key: Array | None = None) -> Array:
         """Normalised images [B,H,W,C] -> unit embeddings [B,D], float32."""
-        return self._project("image", self.image(images, train=train, key=key), train=train)
+        features = self.image(images, train=train and "image" not in self.locked, key=key)
+        return self._project("image", features, train=train)
 
     def encode_text(
         self, ids: Array, mask: Array | None = None, *, train: bool = False, key: Array | None = None
     ) -> Array:
         """Token ids [B,T] (and mask) -> unit embeddings [B,D], float32."""
-        return self._project("text", self.text(ids, mask, train=train, key=key), train=train)
+        features = self.text(ids, mask, train=train and "text" not in self.locked, key=key)
+        return self._project("text", features, train=train)
 
     def _project(self, tower: str, features: Array, *, train: bool) -> Array:
+        features = jax.lax.stop_gradient(features) if tower in self.locked else features
         head = getattr(self, f"{tower}_projection", None)
         if isinstance(head, MlpHead):
             features = head(features, train=train)
@@ -89,6 +95,7 @@ def dual_encoder(
     logit_scale: float = 1 / 0.07,
     logit_bias: float | None = None,
     parametrization: str = "log",
+    locked: Sequence[str] = (),
     dtype: Any = "float32",
 ) -> Make:
     """A dual encoder, as a constructor for `functional`.
@@ -100,6 +107,8 @@ def dual_encoder(
         logit_scale: initial multiplier of the similarities (CLIP 1/0.07, SigLIP 10).
         logit_bias: initial additive bias, None for none (SigLIP -10).
         parametrization: "log" (the logarithm is the parameter) or "temperature" (ALIGN).
+        locked: towers, "image" or "text", that run as in inference and get no gradient (LiT); projections still train.
+            Freeze them in the optimiser, too (`overrides=((r"^image/", {"freeze": True}),)`): no state is then kept.
         dtype: compute dtype of the projections; embeddings leave in float32.
 
     Returns:
@@ -118,6 +127,8 @@ def dual_encoder(
     """
     choose(image_projection, PROJECTIONS, "image_projection")
     choose(text_projection, PROJECTIONS, "text_projection")
+    for tower in locked:
+        choose(tower, ("image", "text"), "locked")
     if embed_dim < 1:
         raise InputError(f"embed_dim={embed_dim} must be at least 1.")
     return functools.partial(
@@ -130,5 +141,6 @@ def dual_encoder(
         logit_scale=logit_scale,
         logit_bias=logit_bias,
         parametrization=parametrization,
+        locked=tuple(locked),
         dtype=float_dtype(dtype),
     )
