@@ -28,6 +28,7 @@ VARIANTS = {
     "cmixup": ("airfoil", "no2", "crime", "skillcraft", "exchange_rate", "electricity", "sinusoid", "small"),
     "contrastive_behaviour": ("cifar10", "cifar100", "svhn", "imagenet100", "small"),
     "contrastive_gap": ("coco128", "coco64", "coco32", "idealized", "small", "digits", "digits_idealized"),
+    "cwcl": ("image_text", "speech_text", "small", "small_speakers", "encoder"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),

@@ -35,10 +35,29 @@ class Records:
         return self.record
 
 
+class Numbers:
+    """Records of zeros of the given shapes, for a config's `stand_in`.
+
+    Example:
+        >>> Numbers(speech=(3000, 80))[0]["speech"].shape
+        (3000, 80)
+    """
+
+    def __init__(self, **shapes: tuple[int, ...]):
+        self.record: Record = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+    def __len__(self) -> int:
+        return NUMBER
+
+    def __getitem__(self, index: int) -> Record:
+        return self.record
+
+
 def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, str]:
     """A copy of the config that builds without its files, and in words what was replaced.
 
-    Evaluations are left out; a training set, a tokenizer or pretrained weights that are not here are stood in for.
+    Evaluations are left out; a training set, a tokenizer or pretrained weights that are not here are stood in for, by
+    what the config itself says in `stand_in` (overrides, "data.train={...}") or else by grey images with captions.
     """
     found, replaced = configs.from_json(configs.to_json(config)), []
     with found.unlocked():
@@ -52,6 +71,9 @@ def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         try:
             configs.call(found.data.train)
         except InputError:
+            if own := found.get("stand_in", ()):
+                found = configs.override(found, [f"--config.{each}" for each in own])
+                return found, "whatever is not here by " + ", ".join(own)
             size = found.data.train.get("size") or [found.model.image.image_size] * 2
             found.data.train = dict(name="mixcon.plan.stand_in.Records", size=tuple(size))
             replaced.append("the training set by grey images with captions and labels")

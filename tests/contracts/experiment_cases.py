@@ -116,6 +116,25 @@ CASES = {
     "cmixup:small": (),
     "cmixup:crime": ("mixer.partner=representation",),
     "cmixup:sinusoid": ("data.test.num_tasks=20", "gradient.inner_steps=1"),
+    "cwcl:small": (  # the frozen tower is trained first, its features lie beside the records
+        """data.train={'name': 'mixcon.data.digit_views.digit_views', 'keep': 100}""",
+        "data.evals={}",
+        "data.classes={}",
+        "batch_size=16",
+        "views=('fou', 'pix')",
+        "tower.backbone.widths=(76, 8)",
+        """frozen.training.data.train={'name': 'mixcon.data.digit_views.digit_views', 'side': 'test'}""",
+        "frozen.training.view=pix",
+        "frozen.training.tower.backbone.widths=(240, 8)",
+        "frozen.training.steps=4",
+    ),
+    "cwcl:encoder": (
+        """data.train={'name': 'mixcon.data.digit_views.digit_views', 'keep': 100}""",
+        "batch_size=16",
+        "view=pix",
+        "tower.backbone.widths=(240, 8)",
+        "eval_every=-1",
+    ),
     "contrastive_gap:digits_idealized": ("objective.cross_uniformity=1.0", "data.evals={}"),
     "contrastive_behaviour:small": (  # the memory moves, the rate falls
         "objective={'name': 'mixcon.objectives.hard_info_nce', 'temperature': 0.3, 'top_k': 98}",
@@ -174,6 +193,7 @@ CASES = {
 
 # Further forms of a paper whose first form is above: they take part in the slow tests only.
 FURTHER = (
+    "cwcl:encoder",
     "align:small",
     "siglip:small",
     "mixup_classification:small_vit",
