@@ -169,13 +169,19 @@ def grid(queries: Side, keys: Side, tile_size: TileSize) -> Grid:
     if tile_size is None:
         # Measured (docs/engine.md): squares keep the two products' operands in cache; an accelerator wants more work
         # per step than a CPU. Narrow matrices get longer tiles.
-        side = 1024 if jax.default_backend() == "cpu" else 4096
+        side = 1024 if platform() == "cpu" else 4096
         area = side * side
         tile_rows = min(rows, max(side, area // min(cols, side)))
         tile_size = tile_rows, min(cols, max(side, area // tile_rows))
     elif isinstance(tile_size, int):
         tile_size = tile_size, tile_size
     return Grid(rows, cols, _even(rows, tile_size[0]), _even(cols, tile_size[1]))
+
+
+def platform() -> str:
+    """Of the mesh in context, whose devices need not be here; else of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def _even(size: int, tile: int) -> int:

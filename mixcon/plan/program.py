@@ -19,15 +19,21 @@ class Program:
     """What one compiled step does, loops multiplied out."""
 
     collectives: dict[str, dict[str, float]]  # kind -> {"count", "bytes"}: what each chip sends or receives, per step
-    largest: int  # elements of the largest array anywhere in the program
+    arrays: frozenset[int]  # sizes in elements of all arrays of the program
     cycles: float  # sum of the compiler's estimates; 0 where it gives none
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest array anywhere in the program."""
+        return max(self.arrays, default=0)
 
 
 def read_program(text: str) -> Program:
     """Parse a compiled module's text."""
     bodies = dict(computations(text))
     collectives: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0.0, "bytes": 0.0})
-    cycles, largest = 0.0, 0
+    arrays: set[int] = set()
+    cycles = 0.0
     entry = next(name for name in bodies if name.startswith("ENTRY"))
     todo = [(entry, 1.0)]
     while todo:
@@ -37,7 +43,7 @@ def read_program(text: str) -> Program:
             if operation is None:
                 continue
             result, opcode, rest = operation.groups()
-            largest = max([largest, *(elements(dims) for _, dims in ARRAY.findall(result))])
+            arrays.update(elements(dims) for _, dims in ARRAY.findall(result))
             kind = opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 sizes = [
@@ -54,7 +60,7 @@ def read_program(text: str) -> Program:
                     todo.append((body.group(1), times * trips(bodies[condition.group(1)])))
             elif opcode in ("call", "conditional"):
                 todo += [(found, times) for found in re.findall(r"to_apply=(%?[\w.\-]+)", rest) if found in bodies]
-    return Program(dict(collectives), largest, cycles)
+    return Program(dict(collectives), frozenset(arrays), cycles)
 
 
 def computations(text: str) -> Iterator[tuple[str, list[str]]]:

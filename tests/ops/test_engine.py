@@ -247,3 +247,15 @@ def test_no_batch_by_batch_buffer_and_memory_grows_linearly():
         *[jax.ShapeDtypeStruct((1024,), jnp.int32)] * 2, "dense",
     ).compile()  # fmt: skip
     assert max(arrays(dense.as_text())) >= 1024 * 1024  # the test can see such a buffer
+
+
+def test_tiles_are_those_of_the_mesh_not_of_the_process_that_compiles():
+    from mixcon.ops.pairs import Block
+    from mixcon.ops.reference import Side
+    from mixcon.ops.schedules import grid
+
+    side = Side(jnp.ones((1, 1)), Block(jnp.arange(20_000, dtype=jnp.int32), None))
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    assert grid(side, side, None).tile_rows <= 1024
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("data",), abstract_device=tpu)):
+        assert 2048 < grid(side, side, None).tile_rows <= 4096

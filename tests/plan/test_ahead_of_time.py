@@ -174,13 +174,30 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled():
         compile.plan(config, chips.topology("cpu:4"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu-plan")
-def test_a_tpu_that_is_not_here(tmp_path):
+def with_tpu_compiler(*arguments):
     """In a process of its own: the TPU compiler stays in the process that has loaded it."""
-    arguments = ["plan", "--config", "configs/clip.py:small", "--topology", "v5e:2x2", *TINY, "--out", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "mixcon.cli", *arguments], env={**os.environ}, check=True, timeout=900)
+    python = os.environ.get("MIXCON_TPU_PYTHON") or (sys.executable if importlib.util.find_spec("libtpu") else "")
+    if not python:
+        pytest.skip("needs the extra tpu-plan here, or MIXCON_TPU_PYTHON: a Python that has it")
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run([python, "-m", *arguments], env=environment, check=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_not_here(tmp_path):
+    arguments = ("--config", "configs/clip.py:small", "--topology", "v5e:2x2", *TINY, "--out", str(tmp_path))
+    with_tpu_compiler("mixcon", "plan", *arguments)
     (row,) = json.loads((tmp_path / "plan.json").read_text())
     assert row["fits"]
     assert row["chips"] == 4
+    assert 0 < row["activations"] < row["temporaries"]
     assert row["seconds"].keys() == {"compute", "memory", "network", "compiler"}
     assert 0 < row["utilization"] < 1
+
+
+@pytest.mark.slow
+def test_no_array_of_a_full_size_step_on_a_pod_holds_the_pairs_of_the_batch(tmp_path):
+    with_tpu_compiler("benchmarks.pair_buffers", "clip:b32", "--topology", "v5e:16x16", "--out", str(tmp_path))
+    (row,) = json.loads((tmp_path / "pair_buffers.json").read_text())
+    assert row["pairs"] == 131**2  # one tile of the ring
+    assert row["share"] == 131**2 * 256
