@@ -61,7 +61,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
 
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
         scale, bias = models.read_logit_scale(params["logit_scale"])
-        which = {"index": batch["index"], "epoch": step // steps_per_epoch}  # for objectives that remember examples
+        which = {"index": batch["index"], "epoch": step // steps_per_epoch, "key": key}  # for those that ask
         value, aux, state = loss.apply(state, reps["image"], reps["text"], logit_scale=scale, logit_bias=bias, **which)
         return value, aux | {"logit_scale": scale}, state
 

@@ -9,6 +9,7 @@ from jax import Array
 from mixcon.errors import InputError
 from mixcon.mixers.plan import Plan, check_unit
 from mixcon.mixers.warp import wide_dtype
+from mixcon.ops import checks
 
 
 def normalise(x: Array, eps: float = 1e-12) -> Array:
@@ -20,8 +21,8 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     """Point on the great circle, `sin(λθ)/sin θ a + sin((1-λ)θ)/sin θ b`, cos θ = a·b; λ is the share of a.
 
     The angle comes from `2 atan2(‖a-b‖, ‖a+b‖)` and the ratios from sinc, so that nearby points keep value and
-    gradient.
-    Opposite points have no geodesic: they are mixed linearly.
+    gradient. Equal points stay where they are. Opposite points have no geodesic of their own: theirs goes through the
+    coordinate axis that is nearest to being orthogonal to a.
 
     Args:
         a, b: unit rows [..., D].
@@ -29,7 +30,7 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     Returns:
         unit rows [..., D], in the dtype of a.
     Raises:
-        InputError: shapes differ; weight outside [0, 1].
+        InputError: shapes differ; weight outside [0, 1]; rows not of unit length (outside jit).
     Example:
         >>> bool(jnp.allclose(slerp(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), 0.5), 0.5**0.5))
         True
@@ -40,6 +41,8 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     if a.shape != b.shape:
         raise InputError(f"a and b must have one shape; got {list(a.shape)} and {list(b.shape)}.")
     check_unit("weight", weight)
+    checks.unit_norm("a", a)
+    checks.unit_norm("b", b)
     dtype = a.dtype
     wide = wide_dtype(dtype)  # an angle from bfloat16 products means nothing near 0
     a, b = a.astype(wide), b.astype(wide)
@@ -51,7 +54,15 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     angle = 2.0 * jnp.arctan2(jnp.sqrt(jnp.where(safe, 1.0, gap)), jnp.sqrt(jnp.where(safe, 1.0, sum_)))
     base = jnp.sinc(angle / jnp.pi)
     parts = [jnp.where(safe, s, s * jnp.sinc(s * angle / jnp.pi) / base) for s in (share, 1.0 - share)]
-    return (parts[0] * a + parts[1] * b).astype(dtype)
+    point = parts[0] * a + parts[1] * b
+    return jnp.where(far & ~near, _around(a, (1.0 - share) * jnp.pi), point).astype(dtype)
+
+
+def _around(a: Array, angle: Array) -> Array:
+    """The point that far from a, on the way through an axis made orthogonal to it."""
+    axis = jax.nn.one_hot(jnp.argmin(jnp.abs(a), axis=-1), a.shape[-1], dtype=a.dtype)
+    side = normalise(axis - (axis * a).sum(axis=-1, keepdims=True) * a)
+    return jnp.cos(angle) * a + jnp.sin(angle) * side
 
 
 def geodesic_mix(plan: Plan, x: Array, bank: Array | None = None) -> Array:

@@ -12,6 +12,7 @@ from mixcon.objectives.cwcl import cwcl
 from mixcon.objectives.fastclip import fastclip
 from mixcon.objectives.feature_bank import FeatureBank, feature_bank
 from mixcon.objectives.gap import clip_alignment_uniformity, cyclic
+from mixcon.objectives.geodesic import geodesic_mixup, m2mix, m3mix, sample_lams, vlmix
 from mixcon.objectives.hardness import hard_info_nce, hard_simple_contrastive, simple_contrastive
 from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
@@ -71,6 +72,7 @@ __all__ = [
     "empty_queue",
     "fastclip",
     "feature_bank",
+    "geodesic_mixup",
     "hard_info_nce",
     "hard_negative_reweighted",
     "hard_simple_contrastive",
@@ -78,7 +80,9 @@ __all__ = [
     "isogclr",
     "isogclr_clip",
     "l2_normalize",
+    "m2mix",
     "m3co",
+    "m3mix",
     "mochi",
     "momentum_contrast",
     "multi_positive",
@@ -95,6 +99,7 @@ __all__ = [
     "proxy_nca",
     "push",
     "random_queue",
+    "sample_lams",
     "siamlip",
     "siglip",
     "simple_contrastive",
@@ -107,6 +112,7 @@ __all__ = [
     "triplet",
     "uniformity",
     "vicreg",
+    "vlmix",
     "weighted_info_nce",
 ]
 
@@ -131,7 +137,9 @@ LINEAR_MEMORY: dict[str, str] = {
     "hard_negative_reweighted": "through the engine",
     "hard_simple_contrastive": "as hard_info_nce",
     "info_nce": "through the engine",
+    "m2mix": "through the engine",
     "m3co": "through the engine",
+    "m3mix": "through the engine",
     "mochi": "through the engine, beside the queue; mixtures as numbers, not vectors",
     "momentum_contrast": "as mochi",
     "isogclr": "through the engine, beside the memory of every example",
@@ -158,6 +166,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "triplet": "through the engine for mining='hard'; 'semi_hard' and 'all' are quadratic",
     "uniformity": "through the engine",
     "vicreg": "always: its matrix is features × features",
+    "vlmix": "through the engine",
     "weighted_info_nce": "through the engine, unless weights is a dense matrix",
 }
 """Which objectives claim memory linear in the batch ("through the engine": when `impl` is not "dense"), and why."""

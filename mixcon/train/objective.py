@@ -15,7 +15,8 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
     """An objective of two representations of a batch.
 
     A function that returns an `Objective` is called, with the number of training examples if it asks for them. Any
-    other is a loss `(first, second, **keywords) -> loss, metrics` and becomes an `Objective` that remembers nothing.
+    other is a loss `(first, second, **keywords) -> loss, metrics` and becomes an `Objective` that remembers nothing;
+    it is told `index`, `epoch` and the step's `key` if it has arguments of these names.
 
     Args:
       piece: its dotted name and arguments; an argument may be a piece, too, such as a rate that follows the epoch,
@@ -23,7 +24,7 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
       num_examples: size of the training set; ids in `index` are below it.
 
     Returns:
-      `apply(state, first, second, *, index, epoch, **keywords) -> (loss, metrics, state)`.
+      `apply(state, first, second, *, index, epoch, key=None, **keywords) -> (loss, metrics, state)`.
 
     Raises:
       InputError: an unknown name or argument.
@@ -34,12 +35,19 @@ def pair_objective(piece: Mapping[str, Any], *, num_examples: int) -> Objective:
     """
     whole = {key: configs.call(value) if _is_piece(value) else value for key, value in piece.items()}
     make, function = configs.partial(whole), configs.resolve(piece["name"])
+    asks = inspect.signature(function).parameters
     if typing.get_type_hints(function).get("return") is Objective:
-        asks = "num_examples" in inspect.signature(function).parameters
-        return make(num_examples=num_examples) if asks else make()
+        made = make(num_examples=num_examples) if "num_examples" in asks else make()
 
-    def apply(state: Any, first: Any, second: Any, *, index: Any, epoch: Any, **keywords: Any) -> Any:
-        loss, metrics = make(first, second, has_aux=True, **keywords)
+        def remembering(*arguments: Any, key: Any = None, **keywords: Any) -> Any:
+            return made.apply(*arguments, **keywords)
+
+        return Objective(made.init, remembering)
+
+    def apply(state: Any, first: Any, second: Any, *, index: Any, epoch: Any, key: Any = None, **keywords: Any) -> Any:
+        offered = {"index": index, "epoch": epoch, "key": key}
+        told = {name: value for name, value in offered.items() if name in asks}
+        loss, metrics = make(first, second, has_aux=True, **told, **keywords)
         return loss, metrics, state
 
     return Objective(dict, apply)

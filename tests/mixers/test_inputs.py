@@ -93,6 +93,7 @@ BAD = {
     "smmix_loss without a mask": (partial(m.smmix_loss, PLAN, LOGITS, jnp.zeros((4, 16, 5)), LOGITS, jnp.arange(4)),
     "mask"),
     "slerp weight": (partial(m.slerp, MAPS, MAPS, 1.1), "weight"),
+    "slerp of other lengths": (partial(m.slerp, 2 * jnp.eye(2), jnp.eye(2), 0.5), "unit length"),
 }  # fmt: skip
 
 

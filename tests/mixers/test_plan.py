@@ -189,6 +189,9 @@ def test_mixed_targets_stay_finite_at_the_ends():
         value, grad = jax.value_and_grad(lambda a, w=weight: m.slerp(a, b, w).sum())(a)
         assert np.isfinite(value)
         assert np.isfinite(grad).all()
+        np.testing.assert_allclose(jnp.linalg.norm(m.slerp(a, b, weight), axis=1), 1, atol=1e-6)
+        turned = np.cos((1 - weight) * np.pi)  # of the opposite ones: as far as anywhere on the way to -a
+        np.testing.assert_allclose(m.slerp(a, b, weight)[1] @ a[1], turned, atol=1e-6)
     np.testing.assert_allclose(m.slerp(a, b, 0.3)[0], a[0], atol=1e-6)
 
 
