@@ -13,10 +13,18 @@ from mixcon.objectives.fastclip import fastclip
 from mixcon.objectives.feature_bank import FeatureBank, feature_bank
 from mixcon.objectives.gap import clip_alignment_uniformity, cyclic
 from mixcon.objectives.geodesic import geodesic_mixup, m2mix, m3mix, sample_lams, vlmix
+from mixcon.objectives.hard_pairs import (
+    Drawn,
+    draw_matches,
+    draw_matches_in_blocks,
+    hard_negative_weights,
+    positive_language_weights,
+)
 from mixcon.objectives.hardness import hard_info_nce, hard_simple_contrastive, simple_contrastive
 from mixcon.objectives.hypersphere import alignment, uniformity
 from mixcon.objectives.instance import decoupled, info_nce, nt_xent
 from mixcon.objectives.isogclr import isogclr, isogclr_clip, sogclr, sogclr_clip
+from mixcon.objectives.matching import masked_tokens, pair_matching
 from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push, random_queue
 from mixcon.objectives.metric import circle, contrastive, multi_similarity
 from mixcon.objectives.momentum import Mixing, mochi, momentum_contrast
@@ -32,6 +40,7 @@ from mixcon.objectives.multiview import (
 )
 from mixcon.objectives.negatives import debiased, hard_negative_reweighted
 from mixcon.objectives.objective import Objective
+from mixcon.objectives.one_to_k import one_to_k, soft_id_info_nce
 from mixcon.objectives.proxies import proxy_anchor, proxy_nca
 from mixcon.objectives.ranking import multiple_negatives_ranking, n_pairs
 from mixcon.objectives.redundancy import barlow_twins, vicreg
@@ -49,6 +58,7 @@ from mixcon.objectives.weighted import (
 
 __all__ = [
     "LINEAR_MEMORY",
+    "Drawn",
     "FeatureBank",
     "Mixing",
     "Objective",
@@ -69,12 +79,15 @@ __all__ = [
     "cyclic",
     "debiased",
     "decoupled",
+    "draw_matches",
+    "draw_matches_in_blocks",
     "empty_queue",
     "fastclip",
     "feature_bank",
     "geodesic_mixup",
     "hard_info_nce",
     "hard_negative_reweighted",
+    "hard_negative_weights",
     "hard_simple_contrastive",
     "info_nce",
     "isogclr",
@@ -83,6 +96,7 @@ __all__ = [
     "m2mix",
     "m3co",
     "m3mix",
+    "masked_tokens",
     "mochi",
     "momentum_contrast",
     "multi_positive",
@@ -93,7 +107,10 @@ __all__ = [
     "n_pairs",
     "negative_cosine",
     "nt_xent",
+    "one_to_k",
+    "pair_matching",
     "pair_mlp",
+    "positive_language_weights",
     "prototype_nce",
     "proxy_anchor",
     "proxy_nca",
@@ -104,6 +121,7 @@ __all__ = [
     "siglip",
     "simple_contrastive",
     "soft_clip",
+    "soft_id_info_nce",
     "sogclr",
     "sogclr_clip",
     "supcon",
@@ -139,6 +157,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "info_nce": "through the engine",
     "m2mix": "through the engine",
     "m3co": "through the engine",
+    "masked_tokens": "always: no pairs of examples",
     "m3mix": "through the engine",
     "mochi": "through the engine, beside the queue; mixtures as numbers, not vectors",
     "momentum_contrast": "as mochi",
@@ -151,6 +170,8 @@ LINEAR_MEMORY: dict[str, str] = {
     "n_pairs": "through the engine",
     "negative_cosine": "always",
     "nt_xent": "through the engine",
+    "one_to_k": "through the engine",
+    "pair_matching": "always: so many pairs an example",
     "prototype_nce": "always: its matrix is samples × prototypes",
     "proxy_anchor": "always: its matrix is samples × classes",
     "proxy_nca": "always: its matrix is samples × classes",
@@ -158,6 +179,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "siamlip": "always",
     "siglip": "through the engine",
     "soft_clip": "through the engine",
+    "soft_id_info_nce": "through the engine",
     "sogclr": "through the engine, beside the memory of every example",
     "sogclr_clip": "through the engine, beside the memory of every example",
     "supcon": "through the engine",

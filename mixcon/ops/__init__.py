@@ -24,7 +24,7 @@ from mixcon.ops.selection import Kth, kth_largest
 from mixcon.ops.sinkhorn import sinkhorn_knopp, sinkhorn_pairs
 from mixcon.ops.statistics import Statistics, log_weighted, pair_statistics
 from mixcon.ops.sums import gaussian_potential, pairwise_sigmoid
-from mixcon.ops.topk import TopK, top_k
+from mixcon.ops.topk import TopK, best_keys, top_k
 
 __all__ = [
     "Bank",
@@ -37,6 +37,7 @@ __all__ = [
     "Reduce",
     "Statistics",
     "TopK",
+    "best_keys",
     "contrastive_cross_entropy",
     "gaussian_potential",
     "kth_largest",

@@ -1,5 +1,7 @@
 """The hardest keys of each query, without the matrix: forward only, for miners and synthetic negatives."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ from jax import Array, lax
 from mixcon.errors import InputError
 from mixcon.ops import streaming
 from mixcon.ops.accumulate import NOWHERE
-from mixcon.ops.pairs import Pairs, wide
+from mixcon.ops.pairs import Block, Pairs, wide
 from mixcon.ops.placement import place
 from mixcon.ops.reference import Impl, Side, TileSize, similarity
 from mixcon.ops.schedules import Gather, Local, Ring, grid, pass_on
@@ -47,16 +49,64 @@ def top_k(
     Example:
       >>> hardest = top_k(q, queue, 16).indices  # [B, 16]
     """
+    rows, cols, shared = ((), (), ()) if included is None else (included.rows, included.cols, included.shared)
+    return best_keys(
+        _Similarity(None if included is None else included.rule),
+        queries,
+        keys,
+        k,
+        rows=rows,
+        cols=cols,
+        shared=shared,
+        impl=impl,
+        tile_size=tile_size,
+        axis_name=axis_name,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Similarity:
+    included: Any
+
+    def __call__(self, sim: Array, row: Block, col: Block, shared: Any) -> Array:
+        return sim if self.included is None else jnp.where(self.included(row, col, shared), sim, -jnp.inf)
+
+
+Score = Callable[[Array, Block, Block, Any], Array]  # (similarity [R, C], row, col, shared) -> [R, C]
+
+
+def best_keys(
+    score: Score,
+    queries: Array,
+    keys: Array,
+    k: int,
+    *,
+    rows: Any = (),
+    cols: Any = (),
+    shared: Any = (),
+    impl: Impl = "auto",
+    tile_size: TileSize = None,
+    axis_name: str | None = None,
+) -> TopK:
+    """The k keys of each query with the highest score, a function of the similarity and of what belongs to the pair.
+
+    Args:
+      score: as the `tile` of `pair_reduce`, but gives one array; -inf leaves a pair out.
+      For the others see `top_k` and `pair_reduce`. No gradient flows.
+
+    Returns:
+      `TopK`, with scores in place of similarities.
+
+    Example:
+      >>> nearest_other = best_keys(lambda s, row, col, _: jnp.where(row.data[:, None] != col.data[None], s, -jnp.inf),
+      ...                           q, q, 1, rows=labels, cols=labels).indices[:, 0]
+    """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}.")
-    queries, keys = lax.stop_gradient((queries, keys))
-    rows, cols, shared = ((), (), ()) if included is None else (included.rows, included.cols, included.shared)
+    queries, keys, rows, cols, shared = lax.stop_gradient((queries, keys, rows, cols, shared))
 
     def candidates(row: Side, col: Side, shared: Any) -> Array:
-        sim = similarity(row.features, col.features)
-        if included is not None:
-            sim = jnp.where(included.tile(row.block, col.block, shared), sim, -jnp.inf)
-        return sim
+        return score(similarity(row.features, col.features), row.block, col.block, shared)
 
     def dense(row: Side, col: Side, shared: Any) -> dict[str, Array]:
         return _best(candidates(row, col, shared), jnp.broadcast_to(col.block.position, (_size(row), _size(col))), k)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import caption_cases
 import geometry_cases
 import jax
 import jax.numpy as jnp
@@ -448,6 +449,7 @@ CASES = [
     *(Case(**case) for case in geometry_cases.CASES),
 ]
 CASES += [Case(**each) for each in multiview_cases.CASES]
+CASES += [Case(**each) for each in caption_cases.CASES]
 
 
 def example(case: Case, size: int = SIZE, seed: int = 0) -> tuple[Tree, Tree, Tree]:

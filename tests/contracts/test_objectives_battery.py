@@ -300,17 +300,23 @@ def test_a_dense_program_fails_that_inspection() -> None:
 
 def test_every_objective_is_in_the_battery_and_in_the_table() -> None:
     helpers = {
+        "Drawn",
         "FeatureBank",
         "LINEAR_MEMORY",
         "Mixing",
         "Objective",
         "PairMlp",
+        "PairedViews",
         "Queue",
+        "draw_matches",
+        "draw_matches_in_blocks",
         "empty_queue",
+        "hard_negative_weights",
         "geodesic_mixup",  # m3mix with shares that it draws
         "l2_normalize",
         "multimodal_pairs",
         "pair_mlp",
+        "positive_language_weights",
         "push",
         "random_queue",
         "sample_lams",
