@@ -41,6 +41,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     augmentations = map(configs.partial, config.augment)
     view_of = data.augment.pixels(*augmentations, mean=config.image_mean, std=config.image_std)
     loss = pair_objective(config.objective, num_examples=len(source))
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
 
     def pixels(x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images as the encoders take them; tables stay as they are."""
@@ -77,7 +78,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return reps, new
 
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
-        return loss.apply(state, reps["first"], reps["second"], index=batch["index"], epoch=0)
+        which = {"index": batch["index"], "epoch": step // steps_per_epoch, "key": key}  # for losses that ask
+        return loss.apply(state, reps["first"], reps["second"], **which)
 
     def embedded(state: TrainState, held_out: data.Source) -> dict[str, np.ndarray]:
         def features(batch: Batch) -> dict[str, jax.Array]:

@@ -23,11 +23,11 @@ from mixcon.data.records import read
 from mixcon.errors import InputError
 from mixcon.evals.embed import embedder
 from mixcon.models.heads import LogitScale
-from mixcon.train import loop
 from mixcon.train.assemble import assemble, process_share
 from mixcon.train.feature_cache import cached_features
 from mixcon.train.gradients import refuse_parts
 from mixcon.train.objective import pair_objective
+from mixcon.train.stages import earlier
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 500
@@ -134,12 +134,9 @@ def frozen_tower(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tu
         basis = {"mean": mean.astype(np.float32), "axes": axes.astype(np.float32)}
         return lambda w, x: models.l2_normalize((x - w["mean"][None]) @ w["axes"].T), basis, None
     if frozen.kind == "labels":
-        stage = ml_collections.ConfigDict(configs.plain(frozen.training))
-        stage.seed = config.seed
-        state = loop.train(stage.lock(), workdir / "frozen", progress=False)
-        tower = models.functional(models.build(configs.plain(stage.tower)))
-        weights = jax.device_get((state.averaged["tower"], state.extra["tower"]))
-        transform = None
+        trained = earlier(frozen, workdir, seed=config.seed, name="frozen")
+        tower = models.functional(models.build(configs.plain(frozen.training.tower)))
+        weights, transform = tuple(part["tower"] for part in trained), None
     elif frozen.kind == "bert":
         found = models.load_bert(frozen.weights, pool="mean", scan_layers=True)
         tokenizer = data.tokenizer.load(frozen.tokenizer)

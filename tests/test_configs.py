@@ -29,6 +29,7 @@ VARIANTS = {
     "contrastive_behaviour": ("cifar10", "cifar100", "svhn", "imagenet100", "small"),
     "contrastive_gap": ("coco128", "coco64", "coco32", "idealized", "small", "digits", "digits_idealized"),
     "cwcl": ("image_text", "speech_text", "small", "small_speakers", "encoder"),
+    "geodesic_mixup": ("m2mix_flickr", "m3mix_flickr", "m2mix_coco", "small", "start"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
     "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
     "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),

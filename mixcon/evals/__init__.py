@@ -14,6 +14,7 @@ from mixcon.evals.calibration import (
 )
 from mixcon.evals.corruptions import corrupt
 from mixcon.evals.gap import explained_variance, gap_report, linear_separability, modality_gap
+from mixcon.evals.geodesic import negative_hardness, simat_score
 from mixcon.evals.geometry import (
     alignment,
     cross_uniformity,
@@ -71,6 +72,7 @@ __all__ = [
     "load_artifact",
     "mean_corruption_error",
     "modality_gap",
+    "negative_hardness",
     "neighbor_profile",
     "nll",
     "normalized",
@@ -87,6 +89,7 @@ __all__ = [
     "reliability",
     "retrieval",
     "save_artifact",
+    "simat_score",
     "similarity_gradient",
     "temperature_scale",
     "tolerance",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixcon.errors import InputError
-from mixcon.evals.geometry import cross_uniformity, uniformity
+from mixcon.evals.geometry import cross_uniformity, relative_alignment, uniformity
 from mixcon.evals.tiles import unit_rows
 
 
@@ -133,7 +133,8 @@ def gap_report(x: Any, y: Any) -> dict[str, float]:
 
     Returns:
       The floats of `modality_gap`; `separability` (from N = 10 on); `uniformity`, the mean of both modalities, and
-      `cross_uniformity`; `x_axes` and `y_axes`, the number of singular values of the rows above 1.
+      `cross_uniformity`, and `union_uniformity` of all rows together; `relative_alignment` with y as anchors; `x_axes`
+      and `y_axes`, the number of singular values of the rows above 1.
 
     Raises:
       InputError: As `modality_gap`.
@@ -149,6 +150,8 @@ def gap_report(x: Any, y: Any) -> dict[str, float]:
     found |= {"separability": linear_separability(x, y)} if len(x) >= 10 else {}
     found["uniformity"] = (uniformity(x) + uniformity(y)) / 2
     found["cross_uniformity"] = cross_uniformity(x, y)
+    found["union_uniformity"] = uniformity(np.concatenate([x, y]))
+    found["relative_alignment"] = relative_alignment(y, x)
     for name, rows in (("x_axes", x), ("y_axes", y)):
         found[name] = float(np.sum(np.linalg.svd(unit_rows(name, rows).astype(np.float64), compute_uv=False) > 1))
     return found

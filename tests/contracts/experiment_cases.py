@@ -163,6 +163,16 @@ CASES = {
         "probe_labels=(20,)",
         "cluster_runs=1",
     ),
+    "geodesic_mixup:small": (  # goes on from a run that is trained first
+        "batch_size=16",
+        "objective.weights={'m2': 0.1, 'both': 0.1}",
+        "schedule={'peak': 1e-3, 'warmup_steps': 2, 'decay': 'cosine'}",
+        "start.training.batch_size=16",
+        "start.training.steps=3",
+        "start.training.checkpoint.every=3",
+        "start.training.data.evals={}",
+        "data.evals={}",
+    ),
     "isogclr:small": (),
     "isogclr:cifar10": (
         """data.train={'name': 'mixcon.data.emoji.Emoji', 'split': 'concept', 'side': 'train'}""",
