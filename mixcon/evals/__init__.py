@@ -24,6 +24,13 @@ from mixcon.evals.geometry import (
     uniformity,
 )
 from mixcon.evals.knn import knn, knn_predict
+from mixcon.evals.multilingual import (
+    mean_rank_variance,
+    multilingual_report,
+    ranks_of_scores,
+    recall_at_k,
+    reranked,
+)
 from mixcon.evals.penalty import (
     hard_negatives,
     infinite_temperature_limit,
@@ -71,7 +78,9 @@ __all__ = [
     "linear_separability",
     "load_artifact",
     "mean_corruption_error",
+    "mean_rank_variance",
     "modality_gap",
+    "multilingual_report",
     "negative_hardness",
     "neighbor_profile",
     "nll",
@@ -84,9 +93,12 @@ __all__ = [
     "prompts",
     "r2",
     "ranks",
+    "ranks_of_scores",
+    "recall_at_k",
     "relative_alignment",
     "relative_penalty",
     "reliability",
+    "reranked",
     "retrieval",
     "save_artifact",
     "simat_score",
