@@ -192,7 +192,14 @@ def get_study() -> Study:
                 "Spoken digits from 300 utterances, frozen images: nearest class mean",
                 arms("small"),
                 columns,
-                claim="Graded targets transfer more than one-hot ones.",
+                claim="Graded targets transfer more than one-hot ones (5 to 8 points of zero-shot accuracy on images).",
+                found=(
+                    "As claimed, and small: 83.5 % with graded targets, 81.4 % with one-hot ones, better on each of "
+                    "five splits (paired +2.1 +- 0.2; an independent prototype has 84.0 and 81.6). The labels "
+                    "themselves, for which the similarities stand in, give 88.4 %: affine weights are flat, about 61 "
+                    "of the 64 targets of a batch count. "
+                    "The size of the paper's gain cannot be shown at this scale."
+                ),
                 **common,
             ),
             "speakers": Table(
@@ -200,6 +207,10 @@ def get_study() -> Study:
                 arms("small_speakers"),
                 columns,
                 claim="Graded targets transfer more than one-hot ones.",
+                found=(
+                    "Better on four of five pairs of held-out speakers, paired +3.9 +- 1.9 points, where accuracy "
+                    "itself depends far more on who speaks (+- 16 to 18; prototype: 59.9 and 57.3). Labels +6.8 +- 1.4."
+                ),
                 **common,
             ),
             "pca": Table(
@@ -207,6 +218,10 @@ def get_study() -> Study:
                 arms("small_speakers", "frozen.kind=pca"),
                 columns,
                 claim="The frozen space has to have the structure that is transferred.",
+                found=(
+                    "So it has: with principal components of the images instead of an encoder that was trained with "
+                    "labels, graded targets do nothing (paired -0.4 +- 2.7), as in the prototype (54.9 and 53.0)."
+                ),
                 **common,
             ),
         },

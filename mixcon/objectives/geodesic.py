@@ -289,9 +289,11 @@ def sample_lams(key: Array, concentration: Mapping[str, float]) -> dict[str, Arr
         if name not in TERMS:
             raise InputError(f"there is no mixture {name!r}; {nearest(name, TERMS)}")
         checks.positive(f"concentration of {name!r}", alpha)
-    keys = dict(zip(TERMS, jax.random.split(key, len(TERMS)), strict=True))
-    # Beta draws of small α may leave [0, 1] by a rounding.
-    return {name: jnp.clip(jax.random.beta(keys[name], a, a), 0.0, 1.0) for name, a in concentration.items()}
+    # All terms in one draw: the sampler is a program of its own size, and would be compiled for each.
+    alphas = jnp.asarray([concentration.get(name, 1.0) for name in TERMS], jnp.float32)
+    draws = jax.vmap(lambda key, a: jax.random.beta(key, a, a))(jax.random.split(key, len(TERMS)), alphas)
+    draws = jnp.clip(draws, 0.0, 1.0)  # of small α they may leave the interval by a rounding
+    return {name: draws[TERMS.index(name)] for name in concentration}
 
 
 def _partners(partner: ArrayLike | None, size: int, axis_name: str | None) -> tuple[Array, Array]:
