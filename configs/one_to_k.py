@@ -1,18 +1,181 @@
 """CCRK: an image against its captions in K languages at once, with matching and masked words (Nie et al. 2024).
 
-`multi30k`: captions of Multi30K without images, the English one in the image's place; seconds.
+`ccrk6`, `ccrk10`: pre-training in six and ten languages, on ArrayRecord shards whose records have `image`, `text` (any
+caption) and `text_<language>`. `finetune`: retrieval fine-tuning on one language, captions of one image sharing the
+target by `image_id`. All three with ViT-B/16 as the image encoder, where the paper has Swin-B, and from scratch: the
+paper starts from Swin-B and every second layer of XLM-R-large. `small`: emoji and their names in four languages,
+minutes on two CPU cores. `multi30k`: captions of Multi30K without images, English in the image's place; seconds.
 """
 
 import ml_collections
 
+from configs import clip
 from mixcon.reproduce.study import Arm, Study, Table
 
+SIX = ("zh", "ja", "en", "de", "fr", "cs")
+TEN = ("zh", "en", "de", "fr", "ja", "cs", "id", "es", "ru", "tr")
+FOUR = ("en", "de", "ja", "zh")  # that the paper measures consistency over
+VARIANTS = ("ccrk6", "ccrk10", "finetune", "small", "multi30k")
 
-def get_config(arg: str = "multi30k") -> ml_collections.ConfigDict:
-    """The config of a variant: `multi30k`."""
+
+def get_config(arg: str = "ccrk10") -> ml_collections.ConfigDict:
+    """The config of a variant: `ccrk6`, `ccrk10`, `finetune`, `small` or `multi30k`."""
+    if arg not in VARIANTS:
+        raise ValueError(f"configs/one_to_k.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
     if arg == "multi30k":
         return multi30k()
-    raise ValueError(f"configs/one_to_k.py has no variant {arg!r}; it has multi30k")
+    if arg == "finetune":
+        return finetune()
+    return small() if arg == "small" else published({"ccrk6": SIX, "ccrk10": TEN}[arg])
+
+
+def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
+    """What all with images share; every key that the experiment and the loop read."""
+    config = clip.base()
+    for key in ("init_from", "zero_shot", "probes", "logit_scale_range"):
+        del config[key]
+    config.experiment = "experiments.one_to_k"  # module with build(config, workdir)
+    config.captions = dict(
+        languages=languages,  # in this order
+        number=0,  # how many of them an image has in a step, drawn anew each time; 0 all
+        tested=(),  # languages of the evaluation; () the same
+    )
+    config.image_id = ""  # field of the record by which the same image is known; "" takes every record for another
+    config.objective = dict(name="mixcon.objectives.one_to_k", normalization="code")
+    config.temperature_range = (0.001, 0.5)  # clamped after each update
+    config.matching = dict(
+        block=0,  # hard negatives come from so many consecutive examples, a device's share; 0 from the whole batch
+        prefer="probability",  # which caption is shown: less similar ones more; or "similarity", "uniform"
+    )
+    config.hidden = dict(share=0.4, most=12, span=3, span_share=0.2)  # words of that caption, to be filled in
+    config.weights = dict(contrast=1.0, matching=1.0, words=1.0)
+    config.rerank = 128  # candidates that the matching head looks at again, in evaluation; 0 none
+    return config
+
+
+def published(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
+    """Full size: 128 images a batch, 30 epochs of 3.3 million."""
+    config = base(languages)
+    config.batch_size = 128  # global
+    config.steps = 773_437  # 30 epochs of 3.3 M images
+    config.eval_every = 25_000
+    config.checkpoint = dict(every=1_000, keep=3, keep_every=50_000)
+    pairs = "mixcon.data.sources.array_record"
+    config.data = dict(
+        train=dict(name=pairs, pattern="multilingual/train-*.arrayrecord", size=(224, 224)),
+        evals=dict(heldout=dict(name=pairs, pattern="multilingual/val-*.arrayrecord", size=(224, 224))),
+        max_bad_share=0.01,
+        threads=16,
+        prefetch=4,
+    )
+    fields = ("text", *(f"text_{language}" for language in languages))
+    config.stand_in = (  # what `mixcon plan` reads where the shards are not here
+        f"data.train={{'name': 'mixcon.plan.stand_in.Records', 'size': (224, 224), 'texts': {fields!r}}}",
+    )
+    config.tokenizer = dict(path="xlm_roberta_tokenizer.json", vocab_size=250_002)
+    config.keyword_share = 0.0
+    config.image_mean = (0.485, 0.456, 0.406)
+    config.image_std = (0.229, 0.224, 0.225)
+    config.augment = (
+        dict(name="mixcon.data.augment.random_resized_crop", scale=(0.5, 1.0)),
+        dict(name="mixcon.data.augment.horizontal_flip"),
+    )
+    config.matching.block = 64  # of the paper's two devices
+    config.model = dict(
+        name="fusion_encoder",
+        embed_dim=256,
+        depth=6,  # of the fusion encoder, beside six of the text's: half of XLM-R-large together
+        dropout=0.1,
+        temperature=0.07,
+        dtype="bfloat16",
+        remat=True,
+        scan_layers=True,
+        image=dict(name="vit", size="B/16", image_size=224, pool="cls"),
+        text=dict(
+            name="bert",
+            size=None,
+            width=1024,
+            depth=6,
+            heads=16,
+            context_length=40,
+            segments=1,
+            norm_eps=1e-5,
+            dropout=0.1,
+        ),
+    )
+    config.sharding.rules = (*config.sharding.rules, (r"cross/[qkv]/kernel$", (None, "model")))
+    config.schedule = dict(peak=1e-4, warmup_steps=23_203, decay="linear", end=0.0)  # 3 %
+    config.optimizer = dict(
+        name="adamw", b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01, clip_norm=1.0,
+        overrides=(
+            (r"bias$|scale$|logit_scale", dict(weight_decay=0.0)),
+            (r"cross/|_projection/|match_|word_", dict(lr_scale=2.0)),  # what no pre-trained encoder has
+        ),
+    )  # fmt: skip
+    return config
+
+
+def finetune() -> ml_collections.ConfigDict:
+    """10 epochs of 29,000 images with five English captions each, at 384 pixels."""
+    config = published(("en",))
+    config.batch_size = 64
+    config.steps = 22_656
+    config.eval_every = 2_266  # an epoch
+    config.checkpoint = dict(every=2_266, keep=1, keep_every=0)
+    config.data.train.update(pattern="retrieval/train-*.arrayrecord", size=(384, 384))
+    config.data.evals.heldout.update(pattern="retrieval/test-*.arrayrecord", size=(384, 384))
+    record = "{'name': 'mixcon.plan.stand_in.Records', 'size': (384, 384), 'texts': ('text', 'text_en')}"
+    config.stand_in = (f"data.train={record}", "image_id=label")
+    config.captions = dict(languages=("en",), number=1, tested=())
+    config.image_id = "image_id"
+    config.objective = dict(name="mixcon.objectives.soft_id_info_nce")
+    config.matching.block = 0
+    config.weights.words = 0.0
+    config.model.image.image_size = 384
+    config.schedule = dict(peak=3e-5, warmup_steps=2_266, decay="linear", end=0.0)  # 10 %
+    return config
+
+
+def small() -> ml_collections.ConfigDict:
+    """Emoji and their names in the four languages that consistency is measured over."""
+    config = base(FOUR)
+    config.batch_size = 64
+    config.steps = 250
+    config.eval_every = 0  # at the end
+    config.checkpoint = dict(every=125, keep=1, keep_every=0)
+    emoji = "mixcon.data.captions.EmojiCaptions"
+    config.data = dict(
+        train=dict(name=emoji, split="both", side="train", languages=FOUR),
+        evals=dict(
+            composition=dict(name=emoji, split="composition", side="test", languages=FOUR),
+            concept=dict(name=emoji, split="concept", side="test", languages=FOUR),
+        ),
+        max_bad_share=0.01,
+        threads=1,
+        prefetch=2,
+    )
+    config.tokenizer = dict(path="", vocab_size=2_000)
+    config.image_mean = config.image_std = (0.5, 0.5, 0.5)
+    config.augment = (dict(name="mixcon.data.augment.random_resized_crop", scale=(0.6, 1.0), ratio=(0.8, 1.25)),)
+    config.rerank = 8
+    config.model = dict(
+        name="fusion_encoder",
+        embed_dim=128,
+        depth=1,
+        dropout=0.0,
+        temperature=0.07,
+        dtype="float32",
+        remat=False,
+        scan_layers=False,
+        image=dict(name="vit", width=128, depth=3, heads=2, patch=8, image_size=64, pool="cls"),
+        text=dict(name="text_transformer", width=128, depth=2, heads=2, context_length=20, causal=False, pool="cls"),
+    )
+    config.schedule = dict(peak=1e-3, warmup_steps=30, decay="cosine", end=0.0)
+    config.optimizer = dict(
+        name="adamw", b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
+        overrides=((r"bias$|scale$|logit_scale|embed$", dict(weight_decay=0.0)),),
+    )  # fmt: skip
+    return config
 
 
 def multi30k() -> ml_collections.ConfigDict:
@@ -40,7 +203,9 @@ def multi30k() -> ml_collections.ConfigDict:
     )
     config.anchor = "en"  # stands for the image
     config.captions = dict(languages=("de", "fr", "cs"), number=0)  # how many of them a step sees; 0 all
-    config.encoder = dict(name="mlp_head", in_features=2048, out_features=128, hidden=128, depth=1)
+    config.encoder = dict(  # one linear layer, initialised as PyTorch does: He's larger weights cost a point
+        name="mlp_head", in_features=2048, out_features=128, hidden=128, depth=1, init="uniform"
+    )
     config.objective = dict(name="mixcon.objectives.one_to_k", temperature=0.07)
     config.schedule = dict(peak=2e-3, warmup_steps=0, decay="constant", end=0.0)
     config.optimizer = dict(name="adam")

@@ -49,7 +49,7 @@ VARIANTS = {
         *("cifar100_r18", "cifar100_rx50", "cifar100_deit", "tiny_r18", "tiny_rx50", "imagenet_r18", "imagenet_r50"),
         *("imagenet_rsb_a3", "imagenet_deit_s", "small", "small_vit", "small_cifar10"),
     ),
-    "one_to_k": ("multi30k",),
+    "one_to_k": ("ccrk6", "ccrk10", "finetune", "small", "multi30k"),
     "siglip": ("b16", "l16", "small"),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]

@@ -8,6 +8,7 @@ from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.efficientnet import efficientnet
 from mixcon.models.export import export_clip
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
+from mixcon.models.fusion import fusion_encoder
 from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
@@ -33,6 +34,7 @@ __all__ = [
     "export_clip",
     "flatten",
     "functional",
+    "fusion_encoder",
     "l2_normalize",
     "load_bert",
     "load_clip",

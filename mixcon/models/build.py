@@ -11,6 +11,7 @@ from mixcon.models.conv_net import conv_net
 from mixcon.models.dual_encoder import dual_encoder
 from mixcon.models.efficientnet import efficientnet
 from mixcon.models.functional import Make
+from mixcon.models.fusion import fusion_encoder
 from mixcon.models.heads import mlp_head
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.projected import projected, relu_mlp
@@ -32,6 +33,7 @@ MODELS: dict[str, Callable[..., Make]] = {
     "bert": bert,
     "mlp_head": mlp_head,
     "dual_encoder": dual_encoder,
+    "fusion_encoder": fusion_encoder,
     "projected": projected,
     "relu_mlp": relu_mlp,
     "mlp": mlp,

@@ -176,17 +176,27 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention of a few queries over tokens, with separate projections; used for pooling."""
+    """Multi-head attention of queries over tokens of another kind, with separate projections."""
 
-    def __init__(self, width: int, heads: int, *, out_features: int, dtype: np.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        out_features: int,
+        context_width: int | None = None,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
         self.q, self.k, self.v = (
-            nnx.Linear(width, width, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs) for _ in range(3)
+            nnx.Linear(fan_in, width, kernel_init=normal(fan_in**-0.5), dtype=dtype, rngs=rngs)
+            for fan_in in (width, context_width or width, context_width or width)
         )
         self.out = nnx.Linear(width, out_features, kernel_init=normal(width**-0.5), dtype=dtype, rngs=rngs)
 
     def __call__(self, query: Array, tokens: Array) -> Array:
-        """query [B,Q,D], tokens [B,T,D] -> [B,Q,out_features]."""
+        """query [B,Q,D], tokens [B,T,context_width] -> [B,Q,out_features]."""
         projected = (self.q(query), self.k(tokens), self.v(tokens))
         q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in projected)
         mixed = attend(q, k, v)

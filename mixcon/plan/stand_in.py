@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -18,15 +19,16 @@ NUMBER = 1 << 20  # stand-in records; only their shapes are looked at
 
 
 class Records:
-    """Grey images with a caption and a label of class 0.
+    """Grey images with a caption, or the captions of the fields `texts`, and a label of class 0.
 
     Example:
         >>> Records((4, 4))[0]["image"].shape
         (4, 4, 3)
     """
 
-    def __init__(self, size: tuple[int, int]):
-        self.record: Record = {"image": np.zeros((*size, 3), np.uint8), "text": "a photo", "label": np.int32(0)}
+    def __init__(self, size: tuple[int, int], texts: Sequence[str] = ("text",)):
+        self.record: Record = {"image": np.zeros((*size, 3), np.uint8), "label": np.int32(0)}
+        self.record |= dict.fromkeys(texts, "a photo")
 
     def __len__(self) -> int:
         return NUMBER
@@ -73,10 +75,11 @@ def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         except InputError:
             if own := found.get("stand_in", ()):
                 found = configs.override(found, [f"--config.{each}" for each in own])
-                return found, "whatever is not here by " + ", ".join(own)
-            size = found.data.train.get("size") or [found.model.image.image_size] * 2
-            found.data.train = dict(name="mixcon.plan.stand_in.Records", size=tuple(size))
-            replaced.append("the training set by grey images with captions and labels")
+                replaced.append("whatever is not here by " + ", ".join(own))
+            else:
+                size = found.data.train.get("size") or [found.model.image.image_size] * 2
+                found.data.train = dict(name="mixcon.plan.stand_in.Records", size=tuple(size))
+                replaced.append("the training set by grey images with captions and labels")
         if "tokenizer" in found and found.tokenizer.path:
             try:
                 load(found.tokenizer.path)
