@@ -52,10 +52,20 @@ def slerp(a: Array, b: Array, weight: Array | float) -> Array:
     near, far = gap <= 1e-14, sum_ <= 1e-14
     safe = near | far
     angle = 2.0 * jnp.arctan2(jnp.sqrt(jnp.where(safe, 1.0, gap)), jnp.sqrt(jnp.where(safe, 1.0, sum_)))
-    base = jnp.sinc(angle / jnp.pi)
-    parts = [jnp.where(safe, s, s * jnp.sinc(s * angle / jnp.pi) / base) for s in (share, 1.0 - share)]
+    parts = [jnp.where(safe, s, s * _sinc(s * angle) / _sinc(angle)) for s in (share, 1.0 - share)]
     point = parts[0] * a + parts[1] * b
     return jnp.where(far & ~near, _around(a, (1.0 - share) * jnp.pi), point).astype(dtype)
+
+
+def _sinc(x: Array) -> Array:
+    """sin(x)/x, whose derivative near 0 is that of its series; `jnp.sinc` refuses to be mapped over devices."""
+    square = jnp.square(x)
+    series = jnp.ones_like(x)
+    for divisor in (156.0, 110.0, 72.0, 42.0, 20.0, 6.0):  # (2k)(2k + 1), from the last term that counts in float64
+        series = 1.0 - square / divisor * series
+    near = jnp.abs(x) < 0.5
+    far = jnp.where(near, 1.0, x)
+    return jnp.where(near, series, jnp.sin(far) / far)
 
 
 def _around(a: Array, angle: Array) -> Array:
