@@ -265,8 +265,8 @@ def get_study() -> Study:
                 seeds=3,
                 baseline="1-to-1, a random language",
                 scale={name: 100 for name in emoji if "MRV" not in name},
-                claim="All languages at once rank an item more evenly, and find it more often (MRV and recall of CCRK on "
-                "xFlickr&CO and WIT, against models trained on one language at a time; other data and size).",
+                claim="All languages at once rank an item more evenly, and find it more often (CCRK on xFlickr&CO and "
+                "WIT, against models that see one language at a time; other data and size).",
             ),
         },
     )
