@@ -96,7 +96,7 @@ def speech_text() -> ml_collections.ConfigDict:
     config.frozen = dict(
         kind="bert",
         weights="text_encoder",  # folder with config.json and safetensors
-        tokenizer="text_encoder/tokenizer.json",
+        tokenizer="text_encoder/vocab.txt",
         context_length=128,
         dtype="bfloat16",
         cached=True,  # its features are computed once, beside the records

@@ -16,6 +16,7 @@ from mixcon.models.pretrained import Pretrained, load_bert, load_clip, stack_blo
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
+from mixcon.models.speech import speech_transformer
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
 
@@ -50,6 +51,7 @@ __all__ = [
     "relu_mlp",
     "resnet",
     "sincos_2d",
+    "speech_transformer",
     "stack_blocks",
     "text_transformer",
     "unflatten",
