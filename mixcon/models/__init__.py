@@ -9,9 +9,10 @@ from mixcon.models.efficientnet import efficientnet
 from mixcon.models.export import export_clip
 from mixcon.models.functional import Model, count, flatten, functional, map_with_path, path_names, unflatten
 from mixcon.models.fusion import fusion_encoder
-from mixcon.models.heads import LogitScale, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
+from mixcon.models.heads import LogitScale, Prototypes, clamp_logit_scale, l2_normalize, mlp_head, read_logit_scale
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
+from mixcon.models.multiview import multiview_tower
 from mixcon.models.pretrained import Pretrained, load_bert, load_clip, stack_blocks, with_new_projections
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
@@ -24,6 +25,7 @@ __all__ = [
     "LogitScale",
     "Model",
     "Pretrained",
+    "Prototypes",
     "bert",
     "build",
     "clamp_logit_scale",
@@ -45,6 +47,7 @@ __all__ = [
     "mlp_head",
     "modified_resnet",
     "multimodal_classifier",
+    "multiview_tower",
     "path_names",
     "projected",
     "read_logit_scale",

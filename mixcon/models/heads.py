@@ -18,6 +18,7 @@ from mixcon.models.layers import choose, float_dtype, normal
 from mixcon.models.regressors import uniform
 
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
+LAST_NORMS = ("learned", "fixed", "none")
 INITS = {  # kernel, bias
     "he": lambda fan_in, fan_out: (normal((2 / fan_in) ** 0.5), nnx.initializers.zeros),
     "xavier": lambda fan_in, fan_out: (normal((2 / (fan_in + fan_out)) ** 0.5), nnx.initializers.zeros),
@@ -40,7 +41,10 @@ def l2_normalize(x: Array, *, eps: float = 1e-12) -> Array:
 
 
 class MlpHead(nnx.Module):
-    """`fc2(relu(fc1(x)))`, the projection head of SimCLR-like methods; optionally deeper and batch-normalised."""
+    """`fc2(relu(fc1(x)))`, the projection head of SimCLR-like methods; optionally deeper and batch-normalised.
+
+    A layer that is normalised has no bias. The last one's norm is learned, without scale and bias, or absent.
+    """
 
     def __init__(
         self,
@@ -50,27 +54,36 @@ class MlpHead(nnx.Module):
         hidden: int,
         depth: int = 2,
         batch_norm: bool = False,
+        last_norm: str = "learned",
+        use_bias: bool = True,
         init: str = "he",
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
         self.out_features = out_features
         widths = [in_features, *[hidden] * (depth - 1), out_features]
+        normed = depth * batch_norm - (batch_norm and last_norm == "none")
         self.layers = nnx.List(
             [
-                dense(a, b, init=init, use_bias=not batch_norm, dtype=dtype, rngs=rngs)
-                for a, b in itertools.pairwise(widths)
+                dense(a, b, init=init, use_bias=use_bias and i >= normed, dtype=dtype, rngs=rngs)
+                for i, (a, b) in enumerate(itertools.pairwise(widths))
             ]
         )
+        learned = [i + 1 < depth or last_norm == "learned" for i in range(normed)]
         self.norms = nnx.List(
-            [nnx.BatchNorm(w, momentum=0.9, dtype=jnp.float32, rngs=rngs) for w in widths[1:] if batch_norm]
+            [
+                nnx.BatchNorm(w, momentum=0.9, dtype=jnp.float32, use_scale=own, use_bias=own, rngs=rngs)
+                for w, own in zip(widths[1:], learned, strict=False)
+            ]
         )
 
     def __call__(self, x: Array, *, train: bool = False, key: Array | None = None) -> Array:
         """[B,in_features] -> [B,out_features]."""
         for i, layer in enumerate(self.layers):
             x = layer(x)
-            if self.norms:
+            if i < len(self.norms):
+                if train and x.shape[0] < 2:
+                    raise InputError("a batch of one example has no statistics to normalise by; take two or more.")
                 x = self.norms[i](x.astype(jnp.float32), use_running_average=not train).astype(layer.dtype)
             x = jax.nn.relu(x) if i + 1 < len(self.layers) else x
         return x
@@ -83,10 +96,15 @@ def mlp_head(
     hidden: int,
     depth: int = 2,
     batch_norm: bool = False,
+    last_norm: str = "learned",
+    use_bias: bool = True,
     init: str = "he",
     dtype: Any = "float32",
 ) -> Make:
     """A projection head of `depth` linear layers with ReLU between them, as a constructor.
+
+    With `batch_norm` every layer is normalised and has no bias; `last_norm` is "learned", "fixed" (no scale and bias)
+    or "none" (the last layer is a linear one, with its bias unless `use_bias=False`).
 
     Weights are normal with variance 2/fan_in (init="he") or 2/(fan_in + fan_out) ("xavier"), biases zero; or both are
     uniform on ±1/√fan_in ("uniform").
@@ -96,6 +114,7 @@ def mlp_head(
     if min(in_features, out_features, hidden, depth) < 1:
         raise InputError("in_features, out_features, hidden and depth of mlp_head must all be at least 1.")
     choose(init, INITS, "init")
+    choose(last_norm, LAST_NORMS, "last_norm")
     return functools.partial(
         _mlp_head,
         in_features,
@@ -103,6 +122,8 @@ def mlp_head(
         hidden=hidden,
         depth=depth,
         batch_norm=batch_norm,
+        last_norm=last_norm,
+        use_bias=use_bias,
         init=init,
         dtype=float_dtype(dtype),
     )
@@ -110,6 +131,22 @@ def mlp_head(
 
 def _mlp_head(in_features: int, out_features: int, rngs: nnx.Rngs, **options: Any) -> MlpHead:
     return MlpHead(in_features, out_features, rngs=rngs, **options)
+
+
+class Prototypes(nnx.Module):
+    """Cosines of unit rows with learned prototypes; only the directions of the weights count.
+
+    Reference: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, 3.1.
+    """
+
+    def __init__(self, in_features: int, count: int, rngs: nnx.Rngs):
+        if min(in_features, count) < 1:
+            raise InputError(f"in_features={in_features} and count={count} of the prototypes must be at least 1.")
+        self.kernel = nnx.Param(normal(in_features**-0.5)(rngs.params(), (in_features, count)))
+
+    def __call__(self, x: Array, *, train: bool = False, key: Array | None = None) -> Array:
+        """Unit rows [B,in_features] -> float32 [B,count]."""
+        return jnp.dot(x, l2_normalize(self.kernel[...].T).T.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def projection(kind: str, in_features: int, out_features: int, *, dtype: np.dtype, rngs: nnx.Rngs) -> nnx.Module | None:

@@ -215,6 +215,7 @@ class BlockConfig:
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     dropout: float = 0.0  # on both residual branches
+    residual_dropout: float = 0.0  # on the residual stream itself, where it enters each block
     stochastic_depth: float = 0.0  # of the last block; grows linearly from 0 at the first
     dtype: np.dtype = FLOAT32
     remat: bool | str = False  # False | True | "full" | "dots"
@@ -228,7 +229,7 @@ class BlockConfig:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.width % self.heads:
             raise InputError(f"width={self.width} must be a multiple of heads={self.heads}.")
-        for name in ("dropout", "stochastic_depth"):
+        for name in ("dropout", "residual_dropout", "stochastic_depth"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}={getattr(self, name)} must be in [0, 1).")
         choose(self.activation, ACTIVATIONS, "activation")
@@ -260,6 +261,9 @@ class Block(nnx.Module):
         drop_rate: Array | float = 0.0,
     ) -> Array:
         keys = split_key(key, 4)
+        if self.config.residual_dropout and train:
+            whole = jax.random.fold_in(require_key(key, "dropout"), 4)
+            x = dropout(x, self.config.residual_dropout, key=whole, train=train)
 
         def branch(y: Array, dropout_key: Array | None, path_key: Array | None) -> Array:
             y = dropout(y, self.config.dropout, key=dropout_key, train=train)

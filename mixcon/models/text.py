@@ -104,6 +104,7 @@ def text_transformer(
     qkv_bias: bool = True,
     norm_eps: float = 1e-6,
     dropout: float = 0.0,
+    residual_dropout: float = 0.0,
     stochastic_depth: float = 0.0,
     dtype: Any = "float32",
     remat: bool | str = False,
@@ -123,6 +124,7 @@ def text_transformer(
         eos_id: id of the end token; needed for pool="eos".
         pad_id: id of the padding token; it is masked out of attention and pooling. None masks nothing, which is right
             for causal towers that pool at the end token. An explicit `mask` argument of the call takes precedence.
+        residual_dropout: on what enters each block, the residual stream itself; `dropout` is on the branches.
         activation, qkv_bias, norm_eps, dropout, stochastic_depth, dtype, remat, scan_layers: as in `vit`.
 
     Returns:
@@ -153,6 +155,7 @@ def text_transformer(
         qkv_bias=qkv_bias,
         norm_eps=norm_eps,
         dropout=dropout,
+        residual_dropout=residual_dropout,
         stochastic_depth=stochastic_depth,
         dtype=float_dtype(dtype),
         remat=remat,
