@@ -81,13 +81,14 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         metrics |= {"contrast": loss, "temperature": temperature}
         loss = weights.contrast * loss
         if weights.matching or weights.words:
-            matching, words = fused(params, reps, batch, temperature=temperature, key=key)
-            loss += weights.matching * matching + weights.words * words
-            metrics |= {"matching": matching, "words": words}
+            parts = fused(params, reps, batch, temperature=temperature, key=key)
+            loss += sum(weights[name] * value for name, value in parts.items())
+            metrics |= parts
         return loss, metrics, state
 
-    def fused(params: dict, reps: dict, batch: Batch, *, temperature: jax.Array, key: jax.Array) -> tuple:
+    def fused(params: dict, reps: dict, batch: Batch, *, temperature: jax.Array, key: jax.Array) -> dict:
         """The losses of the fusion encoder: three pairs of each image, and one of its captions with hidden words."""
+        parts: dict[str, jax.Array] = {}
         draw_key, match_key, hide_key, fill_key = jax.random.split(key, 4)
         images, captions = batch["text_mask"].shape
         block = min(config.matching.block, images) or images
@@ -106,25 +107,24 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             return found.reshape(images, *rows.shape[1:])
 
         own = jnp.arange(images, dtype=jnp.int32) * captions + jnp.maximum(drawn.caption, 0)
-        texts = (own, own, drawn.negative_text)
         ids, tokens = (
             rows.reshape(images * captions, *rows.shape[2:]) for rows in (batch["tokens"], reps["text_tokens"])
         )
-        seen = (reps["image_tokens"], take(reps["image_tokens"], drawn.negative_image), reps["image_tokens"])
-
-        def three(parts: list[jax.Array] | tuple[jax.Array, ...]) -> jax.Array:
-            return jnp.stack(list(parts), axis=1).reshape(3 * images, *parts[0].shape[1:])
-
-        pairs = three([take(ids, row) for row in texts]), three([take(tokens, row) for row in texts]), three(seen)
-        said, _ = model.apply(params, {}, *pairs, key=match_key, train=True, method="match")
-        real = drawn.caption >= 0
-        kept = jnp.stack([real, drawn.negative_image >= 0, drawn.negative_text >= 0], axis=1)
-        matching = objectives.pair_matching(said.reshape(images, 3, 2), mask=kept)
-
-        hidden = mask_tokens(hide_key, take(ids, own), **hide)
-        shown = hidden.tokens, hidden.positions, reps["image_tokens"]
-        guessed, _ = model.apply(params, {}, *shown, key=fill_key, train=True, method="fill")
-        return matching, objectives.masked_tokens(guessed, hidden.targets, mask=hidden.mask & real[:, None])
+        shown, real = reps["image_tokens"], drawn.caption >= 0
+        if weights.matching:
+            texts = (own, own, drawn.negative_text)
+            seen = (shown, take(shown, drawn.negative_image), shown)
+            three = [take(ids, row) for row in texts], [take(tokens, row) for row in texts], seen
+            pairs = [jnp.stack(list(part), axis=1).reshape(3 * images, *part[0].shape[1:]) for part in three]
+            said, _ = model.apply(params, {}, *pairs, key=match_key, train=True, method="match")
+            kept = jnp.stack([real, drawn.negative_image >= 0, drawn.negative_text >= 0], axis=1)
+            parts["matching"] = objectives.pair_matching(said.reshape(images, 3, 2), mask=kept)
+        if weights.words:
+            hidden = mask_tokens(hide_key, take(ids, own), **hide)
+            question = hidden.tokens, hidden.positions, shown
+            guessed, _ = model.apply(params, {}, *question, key=fill_key, train=True, method="fill")
+            parts["words"] = objectives.masked_tokens(guessed, hidden.targets, mask=hidden.mask & real[:, None])
+        return parts
 
     def evaluator(held_out: data.Source) -> Evaluator:
         def features(state: TrainState, batch: Batch) -> dict[str, jax.Array]:

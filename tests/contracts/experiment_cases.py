@@ -129,6 +129,14 @@ CASES = {
         "model.text.context_length=12",
         "data.evals={}",
     ),
+    "one_to_k:multi30k": (  # groups of features for the languages
+        "data.train={'name': 'mixcon.data.multimodal.feature_groups', 'side': 'train'}",
+        "data.evals={}",
+        "anchor=mrna",
+        "captions={'languages': ('methylation', 'mirna'), 'number': 1}",
+        "encoder.in_features=10",
+        "encoder.out_features=8",
+    ),
     "one_to_k:finetune": (  # emoji that differ in tone or gender only count as one image
         "data.train={'name': 'mixcon.data.captions.EmojiCaptions', 'side': 'train', 'languages': ('en',)}",
         "data.evals={}",
@@ -136,7 +144,6 @@ CASES = {
         "batch_size=16",
         "schedule.warmup_steps=2",
         "tokenizer={'path': '', 'vocab_size': 300}",
-        "weights.words=1.0",
         "model.embed_dim=16",
         "model.depth=2",
         "model.dtype=float32",
@@ -242,4 +249,5 @@ FURTHER = (
     "isogclr:cifar10",
     "isogclr:cc3m",
     "m3col:n24news",
+    "one_to_k:finetune",
 )

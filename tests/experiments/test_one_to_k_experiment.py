@@ -1,0 +1,96 @@
+"""1-to-K: every term reaches what it trains, captions in the wrong number are refused, texts alone are evaluated."""
+
+import gzip
+
+import jax
+import numpy as np
+import pytest
+
+from mixcon import config as configs
+from mixcon.errors import InputError
+from mixcon.train import loop
+from mixcon.train.state import init_state
+
+LINES = (
+    "a dog runs",
+    "two men talk",
+    "a red car",
+    "the girl reads",
+    "snow on hills",
+    "a boat at sea",
+    "he eats",
+    "rain",
+)
+TINY = (
+    "batch_size=8",
+    "captions.languages=('en', 'de')",
+    "matching.block=4",
+    "tokenizer.vocab_size=300",
+    "model.embed_dim=8",
+    "model.image={'name': 'vit', 'width': 16, 'depth': 1, 'heads': 2, 'patch': 32, 'image_size': 64}",
+    "model.text.width=16",
+    "model.text.depth=1",
+    "model.text.context_length=10",
+)
+EMOJI = "'name': 'mixcon.data.captions.EmojiCaptions', 'split': 'concept', 'side': 'test', 'languages': ('en', 'de')"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def config(*overrides, variant="small"):
+    return configs.load(f"configs/one_to_k.py:{variant}", [f"--config.{each}" for each in overrides])
+
+
+@pytest.mark.slow
+def test_a_run_of_all_terms_reports_both_stages(tmp_path):
+    data = (f"data.train={{{EMOJI}}}", f"data.evals={{'held_out': {{{EMOJI}}}}}")
+    short = ("steps=2", "log_every=1", "schedule.warmup_steps=1", "checkpoint.every=2", "mesh.data=1", "rerank=2")
+    state = loop.train(config(*TINY, *data, *short), tmp_path, progress=False)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    for name in ("train/contrast", "train/matching", "train/words", "train/loss_image_to_text", "train/temperature"):
+        assert f'"{name}"' in lines
+    for name in ("text_to_image/de/R@1", "image_to_text/rank_std", "reranked/R_mean", "reranked/text_to_image/en/R@5"):
+        assert f'"eval/held_out/{name}"' in lines
+    experiment = loop.build(config(*TINY, *data, *short), tmp_path)
+    before = jax.jit(lambda: init_state(experiment, np.uint32(0), ema=False))()
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), before.params, state.params)
+    for name in ("match_fc1", "match_fc2", "word_fc", "image_projection", "text_projection"):
+        assert moved[name]["kernel"], name
+    assert moved["fusion"]["0"]["cross"]["k"]["kernel"]
+    assert moved["word_bias"]
+    assert moved["logit_scale"]["temperature"]
+
+
+def test_texts_alone_are_evaluated_in_every_language(tmp_path, monkeypatch):
+    folder = tmp_path / "multi30k"
+    folder.mkdir()
+    for side in ("train", "test_2016_flickr"):
+        for language in ("en", "de", "fr", "cs"):
+            with gzip.open(folder / f"{side}.{language}.gz", "wt", encoding="utf-8") as file:
+                file.write("\n".join(f"{line} {language}" for line in LINES) + "\n")
+    monkeypatch.setenv("MIXCON_DATA", str(tmp_path))
+    small = ("steps=3", "batch_size=4", "data.train.buckets=64", "data.evals.test.buckets=64", "encoder.in_features=64")
+    loop.train(config(*small, "captions.number=1", variant="multi30k"), tmp_path / "run", progress=False)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    for language in ("de", "fr", "cs"):
+        assert f'"eval/test/text_to_image/{language}/R@1"' in lines
+    assert '"eval/test/text_to_image/rank_std"' in lines
+    with pytest.raises(InputError, match="no 'es'"):
+        loop.build(config(*small, "captions.languages=('es',)", variant="multi30k"), tmp_path)
+
+
+def test_bad_input_is_refused_in_words(tmp_path):
+    data = (f"data.train={{{EMOJI}}}", "data.evals={}")
+    soft = "objective={'name': 'mixcon.objectives.soft_id_info_nce'}"
+    for overrides, message in (
+        ((soft, "image_id=base_id"), "one caption a record"),
+        ((soft, "captions.number=1"), "image_id"),
+        (("captions.languages=('en', 'fr')",), "no caption 'text_fr'"),
+        (("model.image.pool=mean",), "pool='cls'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            loop.build(config(*TINY, *data, *overrides), tmp_path)
