@@ -3,18 +3,23 @@ PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?= runs/clip
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo notebooks test lint constraints clean
 
 demo:
 	@bash scripts/venv.sh $(PYTHON) $(VENV) ""
 	$(VENV)/bin/mixcon train --config configs/clip.py:small --workdir $(DEMO)
 	$(VENV)/bin/mixcon report $(DEMO)
 
+notebooks:
+	@bash scripts/venv.sh $(PYTHON) $(VENV) dev,peers,notebooks
+	$(VENV)/bin/jupytext --quiet --to ipynb --update $(shell grep -l '^# jupyter:' notebooks/*.py)
+	$(VENV)/bin/jupyter lab notebooks/temperature.ipynb
+
 test:
-	@bash scripts/test.sh $(PYTHON) $(VENV) dev,peers -m "not slow"
+	@bash scripts/test.sh $(PYTHON) $(VENV) dev,peers,notebooks -m "not slow"
 
 lint:
-	@bash scripts/venv.sh $(PYTHON) $(VENV) dev,peers
+	@bash scripts/venv.sh $(PYTHON) $(VENV) dev,peers,notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
