@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TOUR = ("temperature", "sphere", "contrastive_gap", "geodesic_mixup", "mixing_plans", "engine", "your_own")  # to visit
+TOUR = ("temperature", "sphere", "contrastive_gap", "geodesic_mixup", "mixing_plans", "engine")  # to visit
 MOVES = 7  # positions tried of each control
 LARGEST = 150_000  # bytes of a picture
 
