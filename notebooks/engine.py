@@ -96,7 +96,7 @@ figure.update_layout(
 def draw(step, batch):
     tiles.z = np.where(seen_after(step), device[:, None] + 0.5, 0.0)
     sums = running[step - 1] if step else np.zeros(B)
-    bars.x = sums
+    bars.update(x=sums, y=np.arange(B), marker_color=colors)
     place = BATCHES.index(batch)
     here.update(x=[batch, batch], y=[memory["dense"][place], memory["tiled"][place]])
     left = float(np.abs(sums - exact).max())

@@ -140,7 +140,8 @@ def choice(name: str, options: Sequence[Any], value: Any = None) -> widgets.Togg
 class Exhibit(widgets.VBox):
     """A figure and its controls: `draw(**values)` changes the figure, now and whenever a control moves.
 
-    What `draw` returns, if anything, becomes the figure's headline.
+    What `draw` returns, if anything, becomes the figure's headline. Of a trace that it changes, `draw` sets all arrays:
+    a browser that gets both a new trace and a change of it keeps only the arrays of the change.
     """
 
     shown: ClassVar[list["Exhibit"]] = []

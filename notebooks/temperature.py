@@ -115,12 +115,12 @@ def draw(loss, temperature):
     share = shares(loss, temperature)
     kept = np.where(share > 0, cosine, -np.inf)  # of a hard loss; the closed form, for the line
     logits = dict(temperature=1e6 if loss == "no hardness" else temperature)
-    bubbles.marker.size = share
-    gradient.y = np.where(share > 0, NEGATIVES * share, np.nan)
+    bubbles.update(x=place[1:, 0], y=place[1:, 1], marker_size=share)
+    gradient.update(x=cosine, y=np.where(share > 0, NEGATIVES * share, np.nan))
     drawn = np.argsort(cosine)
     formula.update(x=cosine[drawn], y=NEGATIVES * np.where(share > 0, evals.relative_penalty(kept, **logits), np.nan)[drawn])
     number = np.exp([evals.penalty_entropy(kept, temperature=t) for t in temperatures])
-    curve.y = np.full_like(temperatures, NEGATIVES) if loss == "no hardness" else number
+    curve.update(x=temperatures, y=np.full_like(temperatures, NEGATIVES) if loss == "no hardness" else number)
     count = np.exp(evals.penalty_entropy(kept, **logits))
     here.update(x=[temperature], y=[count])
     return f"<b>τ = {temperature:.3g}</b>: the push is spread as over <b>{count:.1f}</b> of {NEGATIVES} negatives"
