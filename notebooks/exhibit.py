@@ -31,10 +31,10 @@ def panels(
     scenes: Sequence[int] = (),
     height: int = 440,
     gap: float = 0.07,
-) -> go.FigureWidget:
+) -> go.Figure:
     """An empty figure of panels in a row, titles on the left, no legend; panels numbered in `scenes` (from 1) are 3-D."""
     kinds = [{"type": "scene" if i in scenes else "xy"} for i in range(1, len(titles) + 1)]
-    figure = go.FigureWidget(make_subplots(1, len(titles), specs=[kinds], column_widths=widths, horizontal_spacing=gap))
+    figure = make_subplots(1, len(titles), specs=[kinds], column_widths=widths, horizontal_spacing=gap)
     figure.update_layout(
         height=height, width=1080, margin=dict(l=56, r=24, t=92, b=58), showlegend=False, hovermode="closest",
         paper_bgcolor=PAPER, plot_bgcolor=PAPER, font=dict(family=FONT, size=14, color=INK), colorway=list(SERIES),
@@ -55,7 +55,7 @@ def panels(
 
 
 def label(
-    figure: go.FigureWidget, text: str, x: Any, y: Any, *, color: str = INK, size: int = 14, at: int = 0, **options: Any
+    figure: go.Figure, text: str, x: Any, y: Any, *, color: str = INK, size: int = 14, at: int = 0, **options: Any
 ) -> None:
     """Words beside what they name; `at` is the number of the panel's axes (0: `xref` and `yref` say it)."""
     number = "" if at == 1 else at
@@ -66,7 +66,7 @@ def label(
     )
 
 
-def globe(figure: go.FigureWidget, at: int, *, opacity: float = 1.0, eye: Sequence[float] = (0.86, 0.72, 0.5)) -> None:
+def globe(figure: go.Figure, at: int, *, opacity: float = 1.0, eye: Sequence[float] = (0.86, 0.72, 0.5)) -> None:
     """A sphere to turn, with meridians and parallels, in panel `at`; below opacity 1 its far side shows, too."""
     u, v = np.meshgrid(np.linspace(0, 2 * np.pi, 49), np.linspace(0, np.pi, 25))
     ball = 0.985 * np.stack([np.cos(u) * np.sin(v), np.sin(u) * np.sin(v), np.cos(v)])
@@ -140,23 +140,32 @@ def choice(name: str, options: Sequence[Any], value: Any = None) -> widgets.Togg
 class Exhibit(widgets.VBox):
     """A figure and its controls: `draw(**values)` changes the figure, now and whenever a control moves.
 
-    What `draw` returns, if anything, becomes the figure's headline. Of a trace that it changes, `draw` sets all arrays:
-    a browser that gets both a new trace and a change of it keeps only the arrays of the change.
+    What `draw` returns, if anything, becomes the figure's headline. It is drawn once before the browser hears of it: a
+    widget that is changed before it is shown loses the arrays that do not change.
     """
 
     shown: ClassVar[list["Exhibit"]] = []
 
-    def __init__(self, figure: go.FigureWidget, draw: Callable[..., str | None], **controls: Any):
-        super().__init__([*controls.values(), figure])
-        self.figure, self.draw, self.controls = figure, draw, controls
+    def __init__(self, figure: go.Figure, draw: Callable[..., str | None], **controls: Any):
+        self.plain, self.draw, self.controls = figure, draw, controls
+        self.compute()
+        self.figure = go.FigureWidget(figure)
+        super().__init__([*controls.values(), self.figure])
         for control in controls.values():
             control.observe(self.redraw, names="value")
-        self.redraw()
         Exhibit.shown.append(self)
 
+    def compute(self) -> None:
+        """Draw what the controls say, in the figure that the notebook knows."""
+        if headline := self.draw(**{name: control.value for name, control in self.controls.items()}):
+            self.plain.layout.title.text = headline
+
     def redraw(self, change: Any = None) -> None:
-        """Draw what the controls say."""
+        """Draw, and send what has changed; the view that a sphere was turned to stays."""
+        self.compute()
         with self.figure.batch_update():
-            headline = self.draw(**{name: control.value for name, control in self.controls.items()})
-            if headline:
-                self.figure.layout.title.text = headline
+            for trace, new in zip(self.figure.data, self.plain.data, strict=True):
+                trace.update({key: value for key, value in new.to_plotly_json().items() if key not in ("type", "uid")})
+            self.figure.layout.title.text = self.plain.layout.title.text
+            for old, new in zip(self.figure.layout.annotations, self.plain.layout.annotations, strict=True):
+                old.update(new.to_plotly_json())
