@@ -82,6 +82,7 @@ def test_a_slider_that_is_moved_changes_the_figure(name, lab, tmp_path):
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('notebook:run-all-cells')")
         page.evaluate("() => window.jupyterapp.restored")
+        page.wait_for_selector("text=| Idle")  # of the kernel; what is asked before is lost
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         page.wait_for_selector(f"{FIGURE} .main-svg, .jp-OutputArea-output[data-mime-type*=error]", state="attached")
         page.screenshot(path=str(pictures / f"{name}_ran.png"))
