@@ -51,6 +51,11 @@ VARIANTS = {
     ),
     "one_to_k": ("ccrk6", "ccrk10", "finetune", "small", "multi30k"),
     "siglip": ("b16", "l16", "small"),
+    "vlp_baselines": (
+        *(f"{data}_{method}" for data in ("cc3m", "cc12m", "yfcc15m") for method in ("clip", "cl2l", "siamlip")),
+        *(f"{data}_{method}" for data in ("cc3m", "cc12m", "yfcc15m") for method in ("byolip", "barlip", "swalip")),
+        *("small", "small_weak", "digits", "digits_weak"),
+    ),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 IMAGE_TEXT = ("clip", "siglip")  # full-size forms that read packed image-text shards

@@ -79,7 +79,7 @@ class Batches:
         source: random-access records.
         sampler: step -> int64 [global batch]; -1 is padding.
         transform: batch -> batch, on the host (tokenisation); must be a pure function. It also sees `index` and the
-            number `step`, from which what it draws can be derived.
+            number `at_step`, from which what it draws can be derived.
         process_index, process_count: which slice of the global batch to read.
         num_steps: length; endless by default.
         with_mask: add `mask`.
@@ -138,7 +138,7 @@ class Batches:
         wanted = self.sampler(int(step))[self._slice]
         batch, index, skipped = self._read_rows(np.maximum(wanted, 0))
         if self.transform is not None:
-            batch = self.transform({"step": int(step)} | batch | {"index": index})
+            batch = self.transform(batch | {"index": index, "at_step": int(step)})
         batch = {
             key: value for key, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
         }

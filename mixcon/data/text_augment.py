@@ -95,9 +95,9 @@ def replace_synonym(words: Sequence[str], thesaurus: Thesaurus, rng: np.random.G
     known = sorted({word for word in words if word.lower() in thesaurus and word.lower() not in STOP_WORDS})
     if not known:
         return list(words)
-    chosen = known[rng.integers(len(known))]
+    chosen = known[int(rng.integers(len(known)))]
     others = thesaurus[chosen.lower()]
-    other = others[rng.integers(len(others))]
+    other = others[int(rng.integers(len(others)))]
     return [other if word == chosen else word for word in words]
 
 
@@ -115,7 +115,7 @@ def delete_words(words: Sequence[str], rng: np.random.Generator, *, rate: float 
     if not words:
         return []
     kept = [word for word, keep in zip(words, rng.random(len(words)) >= rate, strict=True) if keep]
-    return kept or [words[rng.integers(len(words))]]
+    return kept or [words[int(rng.integers(len(words)))]]
 
 
 class CaptionAugmentation:
@@ -207,7 +207,7 @@ def caption_views(
             raise InputError(f"records have no {field!r} to augment; they have {', '.join(sorted(batch))}.")
         where = list(zip(batch[field], batch["index"].tolist(), strict=True))
         drawn = [
-            [augmentation(text, step=batch["step"], index=index, view=view) for view in range(1 + views)]
+            [augmentation(text, step=batch["at_step"], index=index, view=view) for view in range(1 + views)]
             for text, index in where
         ]
         tokens = tokenizer.encode([text for record in drawn for text in record], length)

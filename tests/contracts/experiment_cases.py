@@ -236,6 +236,37 @@ CASES = {
         "model.text.context_length=12",
         "model.scan_layers=False",
     ),
+    "vlp_baselines:digits": (  # a teacher, batch statistics
+        "method=byolip",
+        "batch_size=16",
+        "towers.pix.backbone.widths=(240, 16)",
+        "towers.fou.backbone.widths=(76, 16)",
+        "heads.strong.hidden=16",
+        "data.evals={}",
+    ),
+    "vlp_baselines:small": (  # captions drawn on the host, targets through the engine
+        "method=swalip",
+        "label_smoothing=0.0",
+        "batch_size=8",
+        "schedule.warmup_steps=2",
+        "tokenizer.vocab_size=300",
+        "towers.image.backbone.width=16",
+        "towers.image.backbone.depth=1",
+        "towers.text.backbone.width=16",
+        "towers.text.backbone.depth=1",
+        "heads.strong.hidden=16",
+        "data.evals={}",
+    ),
+    "vlp_baselines:small_weak": (
+        "method=swalip_prototypes",
+        "methods.swalip_prototypes.frozen_steps=3",
+        "batch_size=8",
+        "schedule.warmup_steps=2",
+        "tokenizer.vocab_size=300",
+        "towers.image.backbone.width=16",
+        "towers.text.backbone.width=16",
+        "data.evals={}",
+    ),
 }
 
 # Further forms of a paper whose first form is above: they take part in the slow tests only.
@@ -250,4 +281,5 @@ FURTHER = (
     "isogclr:cc3m",
     "m3col:n24news",
     "one_to_k:finetune",
+    "vlp_baselines:small_weak",
 )
