@@ -281,5 +281,6 @@ FURTHER = (
     "isogclr:cc3m",
     "m3col:n24news",
     "one_to_k:finetune",
+    "one_to_k:small",
     "vlp_baselines:small_weak",
 )
