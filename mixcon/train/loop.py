@@ -324,7 +324,8 @@ class Run:
                 values = run_evals(self.experiment, state, self.workdir, number, interrupted)
             except CutOff:
                 return False
-            self.logbook.write(number, values)
+            if values:
+                self.logbook.write(number, values)
         shown = {k: v for k, v in values.items() if k.endswith("R@10")}
         if shown:
             self.logbook.say(f"step {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
