@@ -120,14 +120,8 @@ def digits() -> ml_collections.ConfigDict:
     config.sharding = dict(fsdp=False, rules=())
     config.gradient = dict(name="mixcon.train.gradients.standard")
     config.views = ("pix", "kar")
-    views = dict(name="mixcon.data.digit_views.digit_views", views=config.views)
-    config.data = dict(
-        train=dict(**views, side="train", keep=1500, mismatched=0.0),  # how many pairs, and what share is wrong
-        evals=dict(test=dict(**views, side="test")),
-        max_bad_share=0.0,
-        threads=1,
-        prefetch=2,
-    )
+    config.data = clip.in_memory("mixcon.data.digit_views.digit_views", views=config.views)
+    config.data.train.update(keep=1500, mismatched=0.0)  # how many pairs, and what share is wrong
     config.towers = {
         view: dict(
             name="projected",

@@ -3,6 +3,8 @@
 `b32`, `b16`, `l14`: as published, on ArrayRecord shards. `small`: emoji, minutes on two CPU cores.
 """
 
+from typing import Any
+
 import ml_collections
 
 # name: vision width, depth, patch; embedding; text width, heads (section 2.5 of the paper's specification)
@@ -45,6 +47,12 @@ def base() -> ml_collections.ConfigDict:
     config.probes = ()  # on which held-out set, which label, and the set that is known
     config.logit_scale_range = (1.0, 100.0)  # clamped after each update; () does not clamp
     return config
+
+
+def in_memory(name: str, **arguments: Any) -> dict:
+    """Data of which `name(side="train", ...)` is learned and `name(side="test", ...)` held out, all of it at hand."""
+    train, test = (dict(name=name, **arguments, side=side) for side in ("train", "test"))
+    return dict(train=train, evals=dict(test=test), max_bad_share=0.0, threads=1, prefetch=2)
 
 
 def published(*, size: str, embed_dim: int, text_width: int, text_heads: int, peak: float) -> ml_collections.ConfigDict:

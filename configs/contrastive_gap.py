@@ -114,14 +114,7 @@ def digits(dim: int = 128) -> ml_collections.ConfigDict:
     config.log_every = 111
     config.eval_every = 0  # at the end
     config.checkpoint = dict(every=703, keep=1, keep_every=0)
-    views = "mixcon.data.digit_views"
-    config.data = dict(
-        train=dict(name=views, side="train"),
-        evals=dict(test=dict(name=views, side="test")),
-        max_bad_share=0.0,
-        threads=1,
-        prefetch=2,
-    )
+    config.data = clip.in_memory("mixcon.data.digit_views")
     config.views = ("pix", "fou")
     config.towers = dict(first=perceptron(240, dim), second=perceptron(76, dim))
     config.mesh.data = 1
