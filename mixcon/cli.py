@@ -89,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", help="known datasets, where they come from, whether they are here")
     for verb, text in (("fetch", "download with checksum"), ("verify", "compare files with their checksums")):
         verbs.add_parser(verb, help=text).add_argument("dataset", metavar="name")
-    pack = verbs.add_parser("pack", help="image-text tars, parquet or CSV to ArrayRecord; resumes when interrupted")
-    pack.add_argument("inputs", nargs="+", help="tar files, or parquet/CSV files of paths and captions")
+    pack = verbs.add_parser("pack", help="image-text tars or tables to ArrayRecord; resumes when interrupted")
+    pack.add_argument("inputs", nargs="+", help="tar files, or tables (CSV, TSV, JSON lines, parquet) of paths and captions")
     pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
     pack.add_argument("--image-column", default="image", help="of a table: paths of images (default: image)")
     pack.add_argument("--text-column", default="text", help="of a table: captions (default: text)")

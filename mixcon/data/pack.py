@@ -8,7 +8,6 @@ Beside the shards lie `manifest.json` (what is finished, from what) and, for eac
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import glob
 import itertools
@@ -22,14 +21,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mixcon.data.cleaning import RULES, Census, Cleaner, Rules, digest
-from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, readable, to_bytes
+from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, to_bytes
 from mixcon.data.sources import Packed
+from mixcon.data.tables import MAX_BYTES, TABLES, column_names, count_rows, read_pair, read_rows
 from mixcon.errors import InputError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 PARTS = (*IMAGES, ".txt", ".json", ".cls")  # of a record in a tar; others are never read
-TABLES = (".parquet", ".csv", ".tsv")
-MAX_BYTES = 64 << 20  # of the files of one record
 MAX_HEADER = 1 << 20  # of a tar's extended header, which is read whole
 HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _SUFFIX = ".arrayrecord"
@@ -84,7 +82,7 @@ def pack(
     relative to the table's folder. Every image is decoded once here, so that training meets no surprise.
 
     Args:
-        inputs: path patterns of `.tar`, `.tar.gz`, `.tgz`, `.parquet`, `.csv` or `.tsv` files.
+        inputs: path patterns of `.tar`, `.tar.gz`, `.tgz`, `.parquet`, `.csv`, `.tsv` or `.jsonl` files.
         out: folder of the shards.
         image_column, text_column: names of a table's columns.
         rows_per_shard: rows of a table in one shard.
@@ -329,18 +327,10 @@ def _from_parts(parts: dict[str, bytes | str]) -> Record:
 
 def _table_jobs(path: Path, image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
     columns = (image_column, text_column)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with readable(path):
-            present = pq.read_schema(path).names
-            total = pq.read_metadata(path).num_rows
-    else:
-        with readable(path), path.open(newline="", encoding="utf-8-sig") as file:
-            present = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
-        total = sum(1 for _ in _rows(path, columns)) if set(columns) <= set(present) else 0
+    present = column_names(path)
     if missing := [column for column in columns if column not in present]:
         raise InputError(f"pack: {path} has no column {', '.join(missing)}; it has {', '.join(present)}. Name them.")
+    total = count_rows(path, columns)
 
     def job(start: int) -> _Job:
         stop = min(start + rows_per_shard, total)
@@ -351,37 +341,6 @@ def _table_jobs(path: Path, image_column: str, text_column: str, rows_per_shard:
     return [job(start) for start in range(0, total, rows_per_shard)]
 
 
-def _rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with readable(path):
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
-    else:
-        with readable(path), path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","):
-                yield row[columns[0]], row[columns[1]]
-
-
 def _read_table(path: Path, columns: tuple[str, str], start: int, stop: int) -> Iterator[Raw]:
-    for number, (image, text) in enumerate(itertools.islice(_rows(path, columns), start, stop), 1):
-        yield str(image), lambda image=image, text=text: _from_row(path.parent, image, text), number  # type: ignore[misc]
-
-
-def _from_row(folder: Path, image: Any, text: Any) -> Record:
-    if not isinstance(text, str):
-        raise BadRecord("no caption")
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return {"image": image, "text": text}
-    try:
-        file = folder / str(image)
-        if not file.is_file():  # a device would never end
-            raise BadRecord("no file")
-        if (size := file.stat().st_size) > MAX_BYTES:
-            raise BadRecord(f"image of {size:,} bytes; at most {MAX_BYTES:,} are allowed")
-        return {"image": file.read_bytes(), "text": text}
-    except (OSError, ValueError) as reason:  # ValueError: a name with a null in it
-        raise BadRecord(f"no file ({reason})") from None
+    for number, (image, text) in enumerate(itertools.islice(read_rows(path, columns), start, stop), 1):
+        yield str(image), lambda image=image, text=text: read_pair(path.parent, image, text), number  # type: ignore[misc]

@@ -1,0 +1,92 @@
+"""Tables of image paths and captions: CSV, TSV, JSON lines, parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixcon.data.records import BadRecord, Record, readable
+
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+MAX_BYTES = 64 << 20  # of the files of one record
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of a table's columns; of JSON lines, the keys of the first."""
+    with readable(path):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return list(pq.read_schema(path).names)
+        if path.suffix == ".jsonl":
+            return list(next(_json_lines(path), {}))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file, delimiter=_delimiter(path)), [])
+
+
+def count_rows(path: Path, columns: tuple[str, str]) -> int:
+    """How many rows there are; of a parquet file without reading them."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with readable(path):
+            return pq.read_metadata(path).num_rows
+    return sum(1 for _ in read_rows(path, columns))
+
+
+def read_rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
+    """Two cells of every row, as they stand there."""
+    first, second = columns
+    with readable(path):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
+                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+        elif path.suffix == ".jsonl":
+            for line in _json_lines(path):
+                yield line.get(first), line.get(second)
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                for row in csv.DictReader(file, delimiter=_delimiter(path)):
+                    yield row[first], row[second]
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix == ".tsv" else ","
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                line = json.loads(text)
+                if not isinstance(line, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                yield line
+
+
+def read_pair(folder: Path, image: Any, text: Any) -> Record:
+    """`image` bytes and `text` of a row: a path relative to `folder`, or what parquet keeps inside.
+
+    Raises:
+        BadRecord: no caption, no such file, or one above 64 MiB.
+    """
+    if not isinstance(text, str):
+        raise BadRecord("no caption")
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return {"image": image, "text": text}
+    try:
+        file = folder / str(image)
+        if not file.is_file():  # a device would never end
+            raise BadRecord("no file")
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise BadRecord(f"image of {size:,} bytes; at most {MAX_BYTES:,} are allowed")
+        return {"image": file.read_bytes(), "text": text}
+    except (OSError, ValueError) as reason:  # ValueError: a name with a null in it
+        raise BadRecord(f"no file ({reason})") from None
