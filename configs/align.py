@@ -29,7 +29,7 @@ def get_config(arg: str = "l2") -> ml_collections.ConfigDict:
     config = small() if arg == "small" else published(*PUBLISHED[arg])
     config.model.image_projection = "none"  # the pooled features are the embedding
     config.model.text_projection = "linear_bias"
-    config.model.logit_scale = 1.0  # 1 / σ at the start
+    config.model.logit_scale = 1.0 if arg in PUBLISHED else 1 / 0.07  # 1 / σ at the start: 300 steps move σ by 0.3
     config.model.parametrization = "temperature"  # σ itself is learned, not its logarithm
     config.logit_scale_range = (0.0, 1000.0)  # none in the paper; σ must not reach zero
     config.objective = dict(name="mixcon.objectives.clip", label_smoothing=0.1, reduction="sum")
@@ -99,6 +99,7 @@ def small() -> ml_collections.ConfigDict:
         top=False,
         stochastic_depth=0.0,
         depthwise="sum",  # on CPUs
+        norm_momentum=0.9,  # 300 steps are too few for statistics that lag 100 behind
     )
     config.model.text = dict(name="bert", size=None, width=128, depth=2, heads=2, context_length=24, dropout=0.0)
     return config

@@ -17,6 +17,7 @@ from mixcon.models.functional import Make, remat, scan_stack, stack
 from mixcon.models.layers import (
     REMAT_POLICIES,
     Hook,
+    by_example,
     choose,
     drop_path,
     dropout,
@@ -55,9 +56,6 @@ def round_width(width: int, factor: float) -> int:
     scaled = width * factor
     nearest = max(8, int(scaled + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * scaled else nearest
-
-
-norm = functools.partial(BatchNorm, momentum=0.99, eps=1e-3)
 
 
 def pointwise(width: int, out: int, *, dtype: np.dtype, rngs: nnx.Rngs) -> nnx.Linear:
@@ -115,22 +113,24 @@ class MBConv(nnx.Module):
         stride: int,
         expansion: int,
         form: str,
+        momentum: float,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
+        norm = functools.partial(BatchNorm, momentum=momentum, eps=1e-3, dtype=dtype, rngs=rngs)
         inner, squeezed = width * expansion, max(1, width // 4)
         self.is_residual = stride == 1 and width == out
         self.widens = expansion != 1
         if self.widens:
             self.expand_conv = pointwise(width, inner, dtype=dtype, rngs=rngs)
-            self.expand_norm = norm(inner, dtype=dtype, rngs=rngs)
+            self.expand_norm = norm(inner)
         self.depthwise_conv = Depthwise(inner, side, stride, form=form, dtype=dtype, rngs=rngs)
-        self.depthwise_norm = norm(inner, dtype=dtype, rngs=rngs)
+        self.depthwise_norm = norm(inner)
         linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.squeeze = linear(inner, squeezed, kernel_init=normal((2 / squeezed) ** 0.5))
         self.excite = linear(squeezed, inner, kernel_init=normal((2 / inner) ** 0.5))
         self.project_conv = pointwise(inner, out, dtype=dtype, rngs=rngs)
-        self.project_norm = norm(out, dtype=dtype, rngs=rngs)
+        self.project_norm = norm(out)
 
     def __call__(
         self, x: Array, *, train: bool, key: Array | None = None, drop_rate: Array | float | None = None
@@ -162,6 +162,7 @@ class EfficientNet(nnx.Module):
         dropout_rate: float,
         stochastic_depth: float,
         form: str,
+        momentum: float,
         dtype: np.dtype,
         policy: bool | str,
         scan_layers: bool,
@@ -169,6 +170,7 @@ class EfficientNet(nnx.Module):
         self.channels, self.policy, self.scan_layers = channels, policy, scan_layers
         self.blocks: list[int] = []  # of each stage
         self.dropout_rate, self.stochastic_depth, self.num_classes = dropout_rate, stochastic_depth, num_classes
+        norm = functools.partial(BatchNorm, momentum=momentum, eps=1e-3, dtype=dtype, rngs=rngs)
         width = round_width(STEM, width_factor)
         self.stem_conv = nnx.Conv(
             channels,
@@ -181,11 +183,11 @@ class EfficientNet(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.stem_norm = norm(width, dtype=dtype, rngs=rngs)
+        self.stem_norm = norm(width)
         stages = []
         for blocks, side, stride, expansion, out_of_b0 in STAGES:
             out = round_width(out_of_b0, width_factor)
-            make = functools.partial(MBConv, side=side, expansion=expansion, form=form, dtype=dtype)
+            make = functools.partial(MBConv, side=side, expansion=expansion, form=form, momentum=momentum, dtype=dtype)
             first = make(width, out, stride=stride, rngs=rngs)
             rest = math.ceil(blocks * depth_factor) - 1
             self.blocks.append(rest + 1)
@@ -199,7 +201,7 @@ class EfficientNet(nnx.Module):
         if top:
             narrow, width = width, round_width(TOP, width_factor)
             self.top_conv = pointwise(narrow, width, dtype=dtype, rngs=rngs)
-            self.top_norm = norm(width, dtype=dtype, rngs=rngs)
+            self.top_norm = norm(width)
         self.out_features = num_classes or width
         if num_classes:
             init = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -228,7 +230,7 @@ class EfficientNet(nnx.Module):
         keys = iter(split_key(key, sum(self.blocks)))
 
         def step(block: Any, x: Array, key: Array | None, rate: Array) -> Array:
-            return block(x, train=train, key=key, drop_rate=rate if self.stochastic_depth else None)
+            return by_example(block(x, train=train, key=key, drop_rate=rate if self.stochastic_depth else None))
 
         if self.policy:
             step = remat(step, REMAT_POLICIES[self.policy])
@@ -261,6 +263,7 @@ def efficientnet(
     dropout: float | None = None,
     stochastic_depth: float = 0.2,
     depthwise: str = "conv",
+    norm_momentum: float = 0.99,
     dtype: Any = "float32",
     remat: bool | str = False,
     scan_layers: bool = False,
@@ -280,12 +283,14 @@ def efficientnet(
         stochastic_depth: rate that residual branches approach linearly from 0 at the first block.
         depthwise: how channels are convolved one by one: "conv", or "sum" of shifted products, several times faster on
             CPUs. The results are the same.
+        norm_momentum: of the running statistics; a run of a few hundred steps needs less than 0.99, at which they
+            still lag a hundred steps behind.
         dtype: compute dtype; parameters and statistics stay float32.
         remat: recompute each block in the backward pass: False, True, or "dots".
         scan_layers: stack the blocks of a stage after its first: one compiled block instead of up to 21.
 
     Returns:
-        A function of `nnx.Rngs` that builds the `EfficientNet`; its running statistics (momentum 0.99) are in `extra`.
+        A function of `nnx.Rngs` that builds the `EfficientNet`; its running statistics are in `extra`.
 
     Raises:
         InputError: an unknown size or dtype, numbers out of range.
@@ -308,7 +313,7 @@ def efficientnet(
         raise InputError(f"width_factor={width_factor} and depth_factor={depth_factor} must be positive.")
     if min(channels, stem_stride) < 1 or num_classes < 0:
         raise InputError("channels and stem_stride must be at least 1, num_classes at least 0.")
-    for name, value in (("dropout", rate), ("stochastic_depth", stochastic_depth)):
+    for name, value in (("dropout", rate), ("stochastic_depth", stochastic_depth), ("norm_momentum", norm_momentum)):
         if not 0.0 <= value < 1.0:
             raise InputError(f"{name}={value} must be in [0, 1).")
     choose(depthwise, DEPTHWISE, "depthwise")
@@ -325,6 +330,7 @@ def efficientnet(
         dropout_rate=rate,
         stochastic_depth=stochastic_depth,
         form=depthwise,
+        momentum=norm_momentum,
         dtype=float_dtype(dtype),
         policy=remat,
         scan_layers=scan_layers,

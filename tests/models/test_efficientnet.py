@@ -119,7 +119,9 @@ def test_a_sum_of_shifted_products_is_the_convolution(side, stride, extent):
 
 
 def test_statistics_are_of_the_global_batch(drawn):
-    model, params, extra = drawn(efficientnet(**TINY, stochastic_depth=0.0, top=False, depthwise="sum"))
+    model, params, extra = drawn(
+        efficientnet(**TINY, stochastic_depth=0.0, top=False, depthwise="sum", norm_momentum=0.75)
+    )
     images = np.random.default_rng(1).normal(size=(8, 16, 16, 3)).astype(np.float32)
     apply = jax.jit(lambda extra, x: model.apply(params, extra, x, train=True))
     alone, statistics = apply(extra, images)
@@ -127,8 +129,10 @@ def test_statistics_are_of_the_global_batch(drawn):
     np.testing.assert_allclose(got, alone, rtol=0, atol=1e-4 * float(jnp.abs(alone).max()))
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(statistics), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    change = flatten(statistics)["stem_norm/mean"] - flatten(extra)["stem_norm/mean"]
-    assert float(jnp.abs(change).max()) > 0
+    _, again = apply(statistics, images)
+    first, then, last = (flatten(each)["stem_norm/mean"] for each in (extra, statistics, again))
+    assert float(jnp.abs(then - first).max()) > 0
+    np.testing.assert_allclose(last - then, 0.75 * (then - first), rtol=1e-3, atol=1e-6)  # the same batch again
 
 
 def test_stochastic_depth_leaves_out_whole_branches_of_an_example(drawn):
@@ -148,7 +152,9 @@ def test_stochastic_depth_leaves_out_whole_branches_of_an_example(drawn):
 
 
 def _residual_block(rngs, *, width):
-    return MBConv(width, width, side=3, stride=1, expansion=2, form="conv", dtype=np.dtype("float32"), rngs=rngs)
+    return MBConv(
+        width, width, side=3, stride=1, expansion=2, form="conv", momentum=0.99, dtype=np.dtype("float32"), rngs=rngs
+    )
 
 
 @pytest.mark.slow
