@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import AxisType, PartitionSpec
 
 from mixcon.errors import InputError
 from mixcon.models.functional import remat, scan_stack, stack
@@ -55,6 +56,20 @@ def float_dtype(dtype: Any) -> np.dtype:
     if result not in (jnp.float32, jnp.bfloat16, jnp.float16):
         raise InputError(f"dtype={dtype!r} is not a compute dtype; use 'float32', 'bfloat16' or 'float16'.")
     return result
+
+
+def by_example(x: Array) -> Array:
+    """The same values [B, ...], on a mesh with an axis `data` each example's on the device that has the example.
+
+    Without this the compiler may split activations the way parameters are split (`sharding.fsdp`) instead of gathering
+    the parameters, and then holds whole batches.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = dict(zip(mesh.axis_names, mesh.axis_types or (), strict=True))
+    if axes.get("data") != AxisType.Auto or mesh.shape["data"] == 1 or x.shape[0] % mesh.shape["data"]:
+        return x
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *others))
 
 
 def choose(value: Any, options: Any, what: str) -> Any:
@@ -131,7 +146,7 @@ class Mlp(nnx.Module):
         self.fc2 = nnx.Linear(hidden, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](by_example(self.fc1(x))))
 
 
 class SelfAttention(nnx.Module):
@@ -160,7 +175,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Array, mask: Array | None = None, *, causal: bool = False) -> Array:
         """x [B,T,D]; mask bool [B,T], False where a token must not be attended to."""
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, self.heads, 3, width // self.heads)
+        qkv = by_example(self.qkv(x)).reshape(batch, tokens, self.heads, 3, width // self.heads)
         q, k, v = (qkv[:, :, :, i] for i in range(3))
         mask_B11T = None if mask is None else mask[:, None, None, :]
         mixed = attend(q, k, v, mask_B11T, causal=causal)
@@ -198,7 +213,7 @@ class CrossAttention(nnx.Module):
     def __call__(self, query: Array, tokens: Array) -> Array:
         """query [B,Q,D], tokens [B,T,context_width] -> [B,Q,out_features]."""
         projected = (self.q(query), self.k(tokens), self.v(tokens))
-        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in projected)
+        q, k, v = (by_example(x).reshape(*x.shape[:2], self.heads, -1) for x in projected)
         mixed = attend(q, k, v)
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
@@ -302,7 +317,7 @@ def run_blocks(
     keys = None if key is None else jax.random.split(key, config.depth)
 
     def step(block: Block, x: Array, layer_key: Array | None, rate: Array) -> Array:
-        return block(x, mask, causal=causal, train=train, key=layer_key, drop_rate=rate)
+        return by_example(block(by_example(x), mask, causal=causal, train=train, key=layer_key, drop_rate=rate))
 
     if config.remat:
         step = remat(step, REMAT_POLICIES[config.remat])

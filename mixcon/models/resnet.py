@@ -11,7 +11,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.models.functional import Make, remat
-from mixcon.models.layers import REMAT_POLICIES, Hook, choose, float_dtype, unchanged
+from mixcon.models.layers import REMAT_POLICIES, Hook, by_example, choose, float_dtype, unchanged
 
 DEPTHS = {  # depth: blocks per stage, whether they are bottlenecks
     18: ((2, 2, 2, 2), False),
@@ -192,7 +192,7 @@ def run_stages(stages: Any, x: Array, *, train: bool, policy: bool | str, hook: 
     """x through all blocks of all stages, each rematerialised in the backward pass when `policy` is not False."""
 
     def step(block: Any, x: Array) -> Array:
-        return block(x, train=train)
+        return by_example(block(x, train=train))
 
     if policy:
         step = remat(step, REMAT_POLICIES[policy])

@@ -103,27 +103,62 @@ def test_a_plan_counts_the_bytes_of_a_device(planned):
 
 
 @pytest.mark.slow
-def test_fully_sharded_parameters_take_a_share_of_each_device(planned):
-    config = configs.load("configs/clip.py:small", [*TINY, "--config.sharding.fsdp=True"])
-    split = compile.plan(config, chips.topology("cpu:4"))
-    assert split.params < 0.5 * planned.params
-    assert split.optimizer < 0.5 * planned.optimizer
+def test_fully_sharded_parameters_take_a_share_of_each_device_and_activations_stay_where_they_are():
+    wide = [flag.replace("width=32", "width=128") for flag in TINY]
+    whole, split = (
+        compile.plan(configs.load("configs/clip.py:small", [*wide, *more]), chips.topology("cpu:8"))
+        for more in ((), ("--config.sharding.fsdp=True",))
+    )
+    assert split.params < 0.2 * whole.params
+    assert split.optimizer < 0.2 * whole.optimizer
+    assert split.temporaries < 1.1 * whole.temporaries  # five times that, were activations split as parameters are
 
 
 @pytest.mark.slow
 def test_advice_is_compiled_until_something_fits(planned):
     config = configs.load("configs/clip.py:small", TINY)
     limit = planned.total - 0.3 * planned.temporaries
-    small = chips.topology("cpu:4")
     tight = planned._replace(fits=False, memory=limit)
-    found = list(advice.candidates(config, tight))
-    assert found[0] == ("model.remat=True",)
-    assert any("grad_cache" in change[-1] for change in found)
-    assert found[-1][0].startswith(("batch_size=", "model.remat"))
-    ((change, tried),) = advice.advise(config, small, tight)
+    ((change, tried),) = advice.advise(config, chips.topology("cpu:4"), tight)
     assert change == ("model.remat=True",)
     assert tried.temporaries < planned.temporaries
     assert tried.activations < planned.activations
+
+
+def test_advice_keeps_what_saves_memory_and_drops_what_does_not(planned, monkeypatch):
+    """A compiler for which recomputation saves, split parameters cost, and four parts are enough."""
+    limit = planned.params + planned.optimizer
+    temporaries = {"model.remat": 0.9, "sharding.fsdp": 30.0, "gradient": 0.5, "batch_size": 0.3}
+    compiled = []
+
+    def plan(config, topology, name):
+        share = temporaries["model.remat"] if config.model.remat else 1.0
+        share *= temporaries["sharding.fsdp"] if config.sharding.fsdp else 1.0
+        share /= config.gradient.get("parts", 1)
+        needed = share * 4 * limit
+        compiled.append(config)
+        return planned._replace(temporaries=needed, memory=2.1 * limit, fits=needed < 1.05 * limit)
+
+    monkeypatch.setattr(advice, "plan", plan)
+    config = configs.load("configs/clip.py:small", [*TINY, "--config.batch_size=256"])
+    first = planned._replace(fits=False, memory=2.1 * limit, temporaries=4 * limit, batch_size=256)
+    found = [(change, tried.fits) for change, tried in advice.advise(config, None, first)]
+    cached = "gradient={'name':'mixcon.train.gradients.grad_cache','parts':%d}"
+    assert found == [
+        (("model.remat=True",), False),
+        (("model.remat=True", "sharding.fsdp=True"), False),
+        (("model.remat=True", cached % 8), True),
+    ]
+    assert compiled[-1].gradient.parts == 8
+    assert not compiled[-1].sharding.fsdp
+
+
+def test_advice_ends_with_a_smaller_batch(planned, monkeypatch):
+    monkeypatch.setattr(advice, "plan", lambda config, topology, name: planned._replace(fits=False, memory=1.0))
+    config = configs.load("configs/clip.py:small", [*TINY, "--config.batch_size=256"])
+    hopeless = planned._replace(fits=False, memory=1.0, batch_size=256)
+    *_, (change, _) = advice.advise(config, None, hopeless)
+    assert change == ("batch_size=4",)
 
 
 def test_stand_ins_are_named_and_have_the_shapes_of_the_data(tmp_path, monkeypatch):
