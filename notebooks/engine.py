@@ -22,54 +22,72 @@
 # ![Tiles of a ring of four devices, the running sums of rows, and memory against batch size](../docs/img/notebooks/engine.png)
 
 # %%
+from functools import reduce
+from operator import or_
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import exhibit
 from exhibit import INK, SERIES
 from mixcon import objectives, ops
 from mixcon.models import l2_normalize
+from mixcon.ops import pairs
+
+# %% [markdown]
+# Four devices of one CPU, whatever else is here. What stands on the right of `impl=` is what a pod computes with.
 
 # %%
 DEVICES, EACH, SCALE = 4, 8, 8.0
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", DEVICES)
+mesh = jax.make_mesh((DEVICES,), ("data",))
+share = NamedSharding(mesh, PartitionSpec("data"))
+
 B = DEVICES * EACH
 image, noise = jax.random.normal(jax.random.key(0), (2, B, 16))
 image, text = l2_normalize(image), l2_normalize(image + 0.7 * noise)
-similarity = np.asarray(image @ text.T)
 device = np.arange(B) // EACH
 
 
-@jax.jit
-def log_sums(keys, seen):
-    """R over the keys seen so far, by the function that the losses are made of."""
-    rows, _ = ops.pair_statistics(image, keys, scale=SCALE, denominator=ops.pairs.dense(seen))
-    return rows.log_denominator
+def met(steps):
+    """Which pairs are done: at step t device r has the keys of device r + t."""
+    return reduce(or_, (pairs.same_label((device + t) % DEVICES, device) for t in range(steps)))
 
 
-def seen_after(steps):
-    """Which pairs are done: at step t device r meets the keys of device r + t."""
-    return (device[None] - device[:, None]) % DEVICES < steps
+def log_sums(denominator):
+    """R over these pairs, around the ring, by the function that the losses are made of."""
+    with jax.set_mesh(mesh):
+        rows, _ = jax.jit(ops.pair_statistics, static_argnames="impl")(
+            jax.device_put(image, share), jax.device_put(text, share), scale=SCALE, denominator=denominator, impl="ring"
+        )  # fmt: skip
+    return np.asarray(rows.log_denominator)
 
 
-exact = np.asarray(log_sums(text, jnp.ones((B, B))))
-running = [np.asarray(log_sums(text, jnp.asarray(seen_after(t), jnp.float32))) for t in range(1, DEVICES + 1)]
+exact = log_sums(pairs.everything())
+running = [log_sums(met(steps)) for steps in range(1, DEVICES + 1)]
+done = [np.zeros((B, B))] + [np.asarray(met(steps).matrix(B, B)) for steps in range(1, DEVICES + 1)]
 
 # %% [markdown]
-# Memory is that of the compiled programs, value and gradient of the CLIP loss, beyond its inputs and gradients.
+# Memory is that of the compiled programs on each device: value and gradient of the CLIP loss, beyond its inputs and
+# gradients.
 
 # %%
 BATCHES, DIM = (1024, 2048, 4096, 8192), 64
 
 
 def temporaries(batch, impl):
-    """Bytes that the compiled program needs besides its arguments and results."""
-    rows = jax.ShapeDtypeStruct((batch, DIM), jnp.float32)
+    """MiB that the compiled program needs besides its arguments and results."""
+    around = impl == "ring"
+    rows = jax.ShapeDtypeStruct((batch, DIM), jnp.float32, sharding=share if around else None)
     loss = jax.value_and_grad(lambda x, y: objectives.clip(x, y, logit_scale=100.0, impl=impl), (0, 1))
-    return jax.jit(loss).lower(rows, rows).compile().memory_analysis().temp_size_in_bytes / 2**20
+    with jax.set_mesh(mesh if around else jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
+        return jax.jit(loss).lower(rows, rows).compile().memory_analysis().temp_size_in_bytes / 2**20
 
 
-memory = {impl: [temporaries(batch, impl) for batch in BATCHES] for impl in ("dense", "tiled")}
+memory = {impl: [temporaries(batch, impl) for batch in BATCHES] for impl in ("dense", "tiled", "ring")}
 
 # %%
 figure = exhibit.panels("who meets whom: one colour, one device", "running log-sum of each row", "memory, MiB", widths=(0.36, 0.34, 0.3), height=480)
@@ -80,11 +98,14 @@ colors = [SERIES[i] for i in device]
 figure.add_bar(orientation="h", y=np.arange(B), marker=dict(color=colors), hoverinfo="skip", row=1, col=2)
 figure.add_scatter(x=exact, y=np.arange(B), mode="markers", marker=dict(color=INK, symbol="line-ns-open", size=9), hoverinfo="skip", row=1, col=2)
 exhibit.label(figure, "| exact", float(exact.max()), -1.6, at=2, xanchor="right", color=INK)
-for (impl, values), color in zip(memory.items(), (SERIES[1], SERIES[0]), strict=True):
+for impl, color, at, shift in (("dense", SERIES[1], 2, 16), ("tiled", SERIES[0], 1, -14), ("ring", SERIES[2], 1, -12)):
+    values = memory[impl]
     figure.add_scatter(x=BATCHES, y=values, mode="lines+markers", line=dict(color=color, width=3), hoverinfo="skip", row=1, col=3)
-    exhibit.label(figure, impl, float(np.log10(BATCHES[-2])), float(np.log10(values[-2])), at=3, color=color, yshift=16, xanchor="right")
+    place = dict(x=float(np.log10(BATCHES[at])), y=float(np.log10(values[at])), xanchor="right" if at == 2 else "left")
+    name = f"ring, on each of {DEVICES}" if impl == "ring" else impl
+    exhibit.label(figure, name, **place, at=3, color=color, yshift=shift, xshift=8 * (impl == "ring"))
 figure.add_scatter(mode="markers", marker=dict(color=INK, size=12), hoverinfo="skip", row=1, col=3)
-tiles, _, bars, _, *_, here = figure.data
+tiles, _, bars, *_, here = figure.data
 rows_down = dict(visible=False, range=[B, -2.5])
 figure.update_layout(
     xaxis=dict(showticklabels=False, title_text="keys, by the device they come from"), yaxis=rows_down,
@@ -94,15 +115,16 @@ figure.update_layout(
 
 
 def draw(step, batch):
-    tiles.z = np.where(seen_after(step), device[:, None] + 0.5, 0.0)
+    tiles.z = np.where(done[step], device[:, None] + 0.5, 0.0)
     sums = running[step - 1] if step else np.zeros(B)
     bars.update(x=sums, y=np.arange(B), marker_color=colors)
-    place = BATCHES.index(batch)
-    here.update(x=[batch, batch], y=[memory["dense"][place], memory["tiled"][place]])
+    used = [memory[impl][BATCHES.index(batch)] for impl in memory]
+    here.update(x=[batch] * len(used), y=used)
     left = float(np.abs(sums - exact).max())
+    dense, tiled, ring = (f"<b>{each:,.0f}</b>" for each in used)
     return (
         f"step {step} of {DEVICES}: largest error of a row <b>{left:.2g}</b>; at a batch of {batch:,} "
-        f"dense <b>{memory['dense'][place]:,.0f}</b>, tiled <b>{memory['tiled'][place]:,.0f}</b> MiB"
+        f"dense {dense}, tiled {tiled}, ring {ring} MiB"
     )
 
 
@@ -114,5 +136,6 @@ exhibit.Exhibit(
 )
 
 # %% [markdown]
-# The backward pass builds each tile once more, so that nothing of the matrix is kept. On a pod the same program holds a
+# The backward pass builds each tile once more, so that nothing of the matrix is kept. On the right, what is left once
+# tiles have their full size are vectors; a ring adds the block that is on its way. On a pod the same program holds a
 # batch of a million: `docs/engine.md`.

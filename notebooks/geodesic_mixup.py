@@ -20,8 +20,8 @@
 # $$m_\lambda(a, b) = \frac{\sin \lambda\theta}{\sin\theta}\, a + \frac{\sin (1-\lambda)\theta}{\sin\theta}\, b,
 # \qquad \cos\theta = a \cdot b,$$
 #
-# gives points in the empty region: negatives that are harder than any real ones. **Turn the sphere; move $\lambda$ and
-# the gap; mix in straight lines instead, and see the points fall inside.**
+# gives points in the empty region: negatives that are harder than any real text. The strokes show where the loss moves
+# each point. **Turn the sphere; move $\lambda$ and the gap; mix in straight lines, and see the points fall inside.**
 #
 # ![Two caps on a sphere, points mixed between them, and how hard they are](../docs/img/notebooks/geodesic_mixup.png)
 
@@ -32,7 +32,7 @@ import numpy as np
 
 import exhibit
 from exhibit import GRID, INK, MUTED, PAPER, SERIES
-from mixcon import evals, mixers
+from mixcon import evals, mixers, objectives
 
 # %%
 PAIRS, WIDTH = 60, 0.34
@@ -62,6 +62,16 @@ def mixtures(image, text, share):
 
 
 @jax.jit
+def loss_and_push(image, text, share):
+    """m2-Mix as training has it: its loss and metrics, and where a step against its gradient moves every point."""
+    loss = lambda image, text: objectives.m2mix(image, text, share, logit_scale=1 / 0.07, has_aux=True)
+    (value, metrics), slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(image, text)
+    points, slope = jnp.concatenate([image, text]), jnp.concatenate(slopes)
+    along = (slope * points).sum(1, keepdims=True) * points  # off the sphere: no matter
+    return value, metrics, along - slope
+
+
+@jax.jit
 def arcs(image, text):
     """Great circles from some pictures to their texts, with breaks between them."""
     steps = jnp.linspace(0, 1, 25)
@@ -75,6 +85,8 @@ exhibit.globe(figure, 1, opacity=0.35, eye=(1.15, 0.1, 0.5))
 for color, size in ((SERIES[0], 4), (SERIES[1], 4), (SERIES[2], 5.5)):
     figure.add_scatter3d(mode="markers", marker=dict(size=size, color=color), hoverinfo="skip", row=1, col=1)
 figure.add_scatter3d(mode="lines", line=dict(color=MUTED, width=2), hoverinfo="skip", row=1, col=1)
+for color in SERIES[:2]:
+    figure.add_scatter3d(mode="lines", line=dict(color=color, width=3), hoverinfo="skip", row=1, col=1)
 figure.add_scatter3d(
     mode="text", text=["<b>pictures</b>", "<b>texts</b>"], textfont=dict(size=18, color=list(SERIES[:2])), hoverinfo="skip",
     row=1, col=1,
@@ -85,13 +97,15 @@ for level, (name, color) in enumerate(rows):
     base = len(rows) - 1 - level
     figure.add_scatter(mode="lines", fill="toself", line=dict(color=color, width=1.5), hoverinfo="skip", row=1, col=2)
     exhibit.label(figure, name, -1, base + 0.42, at=1, color=color)
-pictures, texts, mixed, arc, names, *hills = figure.data[2:]
+pictures, texts, mixed, arc, *strokes, names = figure.data[2:9]
+hills = figure.data[9:]
 hills[1].fillcolor = "rgba(213,94,0,0.15)"
 figure.update_layout(
     xaxis=dict(range=[-1, 1.02], tickvals=[-1, -0.5, 0, 0.5, 1], title_text="cosine: the further right, the harder to tell apart"),
     yaxis=dict(visible=False, range=[-0.1, len(rows) + 0.1]),
 )
 off = ~np.eye(PAIRS, dtype=bool)
+STROKE = 0.35  # length of the longest
 
 
 def hill(values, base):
@@ -111,16 +125,23 @@ def draw(share, angle, way):
         trace.update(**exhibit.spread_on_sphere(points))
     arc.update(**exhibit.spread_on_sphere(arcs(image, text)))
     middles = np.stack([image.mean(0), text.mean(0)])
-    names.update(**exhibit.spread_on_sphere(middles * 1.02 + [[0, 0, 0.52]]))
-    image, text, between = (np.asarray(rows) for rows in (image, text, between))
+    names.update(**exhibit.spread_on_sphere(middles * 1.02 + [[0, 0, 0.62]]))
+    loss, metrics, push = loss_and_push(image, text, share)
+    image, text, between, push = (np.asarray(rows) for rows in (image, text, between, push))
+    long = STROKE * push / np.linalg.norm(push, axis=1).max()
+    for trace, points, moved in zip(strokes, (image, text), np.split(long, 2), strict=True):
+        ends = np.stack([points, points + moved, np.full_like(points, np.nan)], 1).reshape(-1, 3)
+        trace.update(**exhibit.spread_on_sphere(ends))
     cosines = ((image * text).sum(1), (image @ text.T)[off], (image @ between.T)[off], (image @ image.T)[off])
     for base, (trace, values) in enumerate(zip(hills[::-1], cosines[::-1], strict=True)):
         trace.update(**hill(values, base))
+    if way == "in a straight line":
+        return f"mixtures of length <b>{np.linalg.norm(between, axis=1).mean():.2f}</b>: inside the sphere, where no embedding is"
     gap = evals.modality_gap(image, text)["centroid_distance"]
-    length = np.linalg.norm(between, axis=1).mean()
+    plain, harder = (round(float(metrics[name]), 2) + 0.0 for name in ("unmixed_negative_cosine", "negative_cosine"))
     return (
-        f"gap <b>{gap:.2f}</b>; mean cosine of a negative: text <b>{cosines[1].mean():.2f}</b>, "
-        f"mixed <b>{cosines[2].mean():.2f}</b> (length {length:.2f})"
+        f"gap <b>{gap:.2f}</b>; loss of m²-Mix <b>{loss:.1f}</b>; "
+        f"mean cosine of a negative: text <b>{plain:.2f}</b>, mixed <b>{harder:.2f}</b>"
     )
 
 
@@ -135,6 +156,8 @@ exhibit.Exhibit(
 # %% [markdown]
 # In $m^2$-Mix a picture's own text stays its positive, and the negatives are the *other* pairs' mixtures. They are harder
 # than other texts as long as there is a gap; without one, mixing makes no difference. So the loss fills the gap, and
-# stops. How the hills order themselves is all there is to it: look for the gap at which green and orange meet.
+# stops: against its gradient, the strokes, the caps move together wherever the two upper sliders stand (but at
+# $\lambda = 0$ and 150°), and hardly at all once there is no gap. How the hills order themselves is all there is to it:
+# look for the gap at which green and orange meet. What it does to real encoders: `configs/geodesic_mixup.py`.
 #
 # Oh et al., *Geodesic Multi-Modal Mixup for Robust Fine-Tuning*, 2023.
