@@ -34,7 +34,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     towers = {view: models.functional(models.build(configs.plain(config.towers[view]))) for view in views}
     scale = models.functional(lambda rngs: LogitScale(**configs.plain(config.logit_scale)))
     loss = pair_objective(config.objective, num_examples=len(source))
-    lowest, highest = config.logit_scale_range or (0.0, float("inf"))
+    lowest, highest = configs.bounds("logit_scale_range", config.logit_scale_range)
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         made = {view: towers[view].init(k) for view, k in zip(views, jax.random.split(key, len(views)), strict=True)}

@@ -38,7 +38,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     augment = data.augment.compose(*map(configs.partial, config.augment))
     loss = pair_objective(config.objective, num_examples=len(source))
     steps_per_epoch = max(len(source) // config.batch_size, 1)
-    lowest, highest = config.logit_scale_range or (0.0, float("inf"))
+    lowest, highest = configs.bounds("logit_scale_range", config.logit_scale_range)
 
     def pixels(images: jax.Array) -> jax.Array:
         return data.augment.normalize(images, config.image_mean, config.image_std)

@@ -47,7 +47,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     trained = models.functional(models.build(spec))
     scale = models.functional(lambda rngs: LogitScale(**configs.plain(config.logit_scale)))
     loss = pair_objective(config.objective, num_examples=len(source))
-    lowest, highest = config.logit_scale_range or (0.0, float("inf"))
+    lowest, highest = configs.bounds("logit_scale_range", config.logit_scale_range)
 
     def with_features(records: data.Source, piece: ml_collections.ConfigDict) -> data.Source:
         if config.frozen.kind == "given":

@@ -43,7 +43,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         {tokenizer.pad_id, tokenizer.eos_id} | ({tokenizer.bos_id} if tokenizer.bos_id is not None else set())
     )
     hide = configs.plain(config.hidden) | {"mask_id": mask_id, "vocab_size": mask_id, "special_ids": special}
-    weights, (coldest, warmest) = config.weights, config.temperature_range
+    weights, (coldest, warmest) = config.weights, configs.bounds("temperature_range", config.temperature_range)
 
     def pixels(images: jax.Array) -> jax.Array:
         return data.augment.normalize(images, config.image_mean, config.image_std)
@@ -147,7 +147,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         config,
         init=init,
         task=Task(prepare, encode, objective),
-        constrain=lambda params: models.clamp_logit_scale(params, low=1 / warmest, high=1 / coldest),
+        constrain=lambda params: models.clamp_logit_scale(
+            params, low=1 / warmest, high=1 / coldest if coldest else float("inf")
+        ),
         source=source,
         transform=tokenize_captions(tokenizer, length, languages),
         evals={name: evaluator(configs.call(piece)) for name, piece in config.data.evals.items()},

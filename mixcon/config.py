@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -256,6 +257,17 @@ def check_minimum(config: ml_collections.ConfigDict, minimum: Mapping[str, int])
     for key, least in minimum.items():
         if values[key] < least:
             raise InputError(f"{key}={values[key]} must be at least {least}")
+
+
+def bounds(key: str, given: Any) -> tuple[float, float]:
+    """The least and the greatest value of a pair in a config, for what is not negative; () is 0 and infinity."""
+    if isinstance(given, Sequence) and not given:
+        return 0.0, math.inf
+    if isinstance(given, Sequence) and len(given) == 2 and all(isinstance(each, (int, float)) for each in given):
+        low, high = map(float, given)
+        if 0 <= low <= high and high > 0:
+            return low, high
+    raise InputError(f"{key}={given!r} must be two numbers, the least value and the greatest, or () for none")
 
 
 def check_pairs(key: str, pairs: Any, second: type | tuple[type, ...]) -> None:

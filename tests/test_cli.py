@@ -19,6 +19,7 @@ def refused(capsys, *arguments):
     assert left.value.code != 0
     said = capsys.readouterr().err
     assert "Traceback" not in said
+    assert "unexpected error" not in said
     assert said.count("\n") == 1, "one paragraph"
     return said
 
@@ -73,6 +74,8 @@ def test_a_misspelt_key_is_named_with_its_neighbour(capsys, tmp_path):
             ["--config.gradient.name=mixcon.train.gradients.grad_cache", "--config.gradient.parts=3"],
             "data axis of 1 times 3 micro-batches; try 15 or 18",
         ),
+        (["--config.logit_scale_range=(100.0,)"], "logit_scale_range=(100.0,) must be two numbers"),
+        (["--config.logit_scale_range=(100.0, 1.0)"], "the least value and the greatest"),
         (["--config.init_from=nowhere"], "No safetensors at nowhere"),
     ],
 )
