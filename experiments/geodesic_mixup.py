@@ -1,4 +1,4 @@
-"""Fine-tuning with geodesic mixtures: a trained pair of encoders, and the loss that goes on from there.
+"""Fine-tuning with mixtures (geodesic, or M3CoL's): a trained pair of encoders, and the loss that goes on from there.
 
 The encoders and their evaluations are those of `config.encoders`, such as `experiments.contrastive_gap`; what they
 begin with is a saved run, or one that is trained first (`config.start`). Weights of CLIP are `experiments.clip` with

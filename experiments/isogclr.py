@@ -1,7 +1,8 @@
 """Contrast with the whole data set and a temperature for every example: of two augmentations, or of two views.
 
 `config.views` names the field of each view: the same one twice is augmented twice and has one tower (unimodal), two
-names have two towers (bimodal). Images and captions are `experiments.clip` with the same objectives.
+names have two towers (bimodal). `config.logit_scale` learns one temperature for all, for objectives that take it.
+Images and captions are `experiments.clip` with the same objectives.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mixcon import config as configs
 from mixcon import data, evals, models
 from mixcon.errors import InputError
 from mixcon.evals.embed import embed
+from mixcon.models.heads import LogitScale
 from mixcon.train.assemble import assemble, process_share
 from mixcon.train.objective import pair_objective
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
@@ -36,6 +38,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     augment = data.augment.compose(*map(configs.partial, config.augment))
     pixels = data.augment.pixels(augment, mean=config.image_mean, std=config.image_std)
     loss = pair_objective(config.objective, num_examples=len(source))
+    first_scale = config.logit_scale
+    scale = models.functional(lambda rngs: LogitScale(first_scale)) if first_scale else None
     steps_per_epoch = max(len(source) // config.batch_size, 1)
 
     def ready(x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -48,6 +52,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         keys = jax.random.split(key, len(towers))
         made = {view: tower.init(k) for k, (view, tower) in zip(keys, towers.items(), strict=True)}
         params, extra = ({view: pair[i] for view, pair in made.items()} for i in (0, 1))
+        if scale:
+            params["logit_scale"] = scale.init(key)[0]
         return params, extra, loss.init()
 
     def prepare(batch: Batch, *, key: jax.Array, step: jax.Array) -> Batch:
@@ -62,8 +68,11 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         return reps, extra
 
     def objective(params: dict, state: dict, reps: dict, batch: Batch, *, key: jax.Array, step: jax.Array) -> tuple:
-        epoch = step // steps_per_epoch
-        return loss.apply(state, reps["first"], reps["second"], index=batch["index"], epoch=epoch)
+        told = {"index": batch["index"], "epoch": step // steps_per_epoch}
+        if scale:
+            told["logit_scale"], _ = models.read_logit_scale(params["logit_scale"])
+        value, metrics, state = loss.apply(state, reps["first"], reps["second"], **told)
+        return value, metrics | ({"logit_scale": told["logit_scale"]} if scale else {}), state
 
     def embedded(state: TrainState, held_out: data.Source) -> dict[str, np.ndarray]:
         params = state.averaged
@@ -82,6 +91,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         config,
         init=init,
         task=Task(prepare, encode, objective),
+        constrain=lambda params: models.clamp_logit_scale(params, low=1.0, high=100.0),
         source=source,
         evals=evaluators(config, source, embedded),
     )

@@ -31,7 +31,7 @@ VARIANTS = {
     "cwcl": ("image_text", "speech_text", "small", "small_speakers", "encoder"),
     "geodesic_mixup": ("m2mix_flickr", "m3mix_flickr", "m2mix_coco", "small", "start"),
     "isogclr": ("cifar10", "cifar100", "cc3m", "fastclip_cc3m", "fastclip_cc12m", "small"),
-    "m3col": ("rosmap", "brca", "n24news", "food101", "small"),
+    "m3col": ("rosmap", "brca", "n24news", "food101", "small", "finetune_flickr", "finetune_small"),
     "mochi": ("imagenet100", "imagenet1k", "small", "small_cifar10"),
     "meow": (
         "acm",

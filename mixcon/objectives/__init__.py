@@ -27,6 +27,7 @@ from mixcon.objectives.isogclr import isogclr, isogclr_clip, sogclr, sogclr_clip
 from mixcon.objectives.matching import masked_tokens, pair_matching
 from mixcon.objectives.memory import Queue, cross_batch_memory, empty_queue, push, random_queue
 from mixcon.objectives.metric import circle, contrastive, multi_similarity
+from mixcon.objectives.mixed_clip import mixed_clip
 from mixcon.objectives.momentum import Mixing, mochi, momentum_contrast
 from mixcon.objectives.multimodal import m3co, multimodal_pairs, soft_clip
 from mixcon.objectives.multiview import (
@@ -97,6 +98,7 @@ __all__ = [
     "m3co",
     "m3mix",
     "masked_tokens",
+    "mixed_clip",
     "mochi",
     "momentum_contrast",
     "multi_positive",

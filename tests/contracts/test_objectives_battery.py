@@ -314,6 +314,7 @@ def test_every_objective_is_in_the_battery_and_in_the_table() -> None:
         "hard_negative_weights",
         "geodesic_mixup",  # m3mix with shares that it draws
         "l2_normalize",
+        "mixed_clip",  # clip beside m3co, with shares that it draws, or soft_clip
         "multimodal_pairs",
         "pair_mlp",
         "positive_language_weights",

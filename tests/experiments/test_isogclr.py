@@ -45,6 +45,12 @@ def test_a_memory_split_over_the_mesh_trains_as_a_whole_one(tmp_path):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-4)
 
 
+def test_one_temperature_for_all_is_learned_by_objectives_that_take_it(tmp_path):
+    learned = ("logit_scale=5.0", "objective={'name': 'mixcon.objectives.clip'}", "steps=2", "checkpoint.every=2")
+    state = loop.train(small(*learned), tmp_path, progress=False)
+    assert 0 < abs(np.exp(state.params["logit_scale"]["log"]) - 5.0) < 0.05  # two steps of Adam
+
+
 def test_another_number_of_examples_is_refused_at_the_restart(tmp_path):
     loop.train(small("steps=2"), tmp_path, progress=False)
     for allowed in (False, True):

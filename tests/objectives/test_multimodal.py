@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mixcon import mixers
 from mixcon import objectives as o
 from mixcon.errors import InputError
 
@@ -134,3 +135,48 @@ def test_soft_clip_refuses(rows):
         o.soft_clip(rows[0], rows[1][:4])
     with pytest.raises(InputError, match="temperature"):
         o.soft_clip(*rows, temperature=-1.0)
+
+
+def sphere(rows):
+    return o.l2_normalize(rows[0]), o.l2_normalize(rows[1])
+
+
+def test_mixed_clip_is_the_sum_of_its_parts(rows):
+    x, y = sphere(rows)
+    key, settings = jax.random.key(3), {"logit_scale": 7.0, "temperature": 0.2, "soft_temperature": 0.3}
+    settings |= {"contrast": 0.7, "weight": 0.4, "switch": 2, "alpha": 1.0, "select": 0.8}
+
+    @jax.jit
+    def loss(epoch):
+        return o.mixed_clip(x, y, key=key, epoch=epoch, **settings)
+
+    plans = [mixers.mixco(k, x, alpha=1.0, select=0.8) for k in jax.random.split(key)]
+    mixed = [
+        o.m3co(mixers.mix(plan, own), other, plan.partner, plan.weight, temperature=0.2)
+        for plan, own, other in zip(plans, (x, y), (y, x), strict=True)
+    ]
+    settled = [o.soft_clip(a, b, temperature=0.3) for a, b in ((x, y), (y, x))]
+    alone = 0.7 * o.clip(x, y, logit_scale=7.0)
+    for epoch, terms in ((0, mixed), (1, mixed), (2, settled)):
+        np.testing.assert_allclose(loss(epoch), alone + 0.4 * sum(terms), rtol=1e-5)
+    only = o.mixed_clip(x, y, key=key, **settings | {"contrast": 0.0}, form="soft_clip")
+    np.testing.assert_allclose(only, 0.4 * sum(settled), rtol=1e-5)
+
+
+def test_mixed_clip_is_the_same_on_several_devices(rows):
+    x, y = sphere(rows)
+
+    def loss(x, y, axis_name=None):
+        return o.mixed_clip(x, y, key=jax.random.key(3), logit_scale=7.0, form="m3co", weight=1.0, axis_name=axis_name)
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(lambda x, y: loss(x, y, "data"), mesh=mesh, in_specs=(split, split), out_specs=whole)
+    got, want = (jax.jit(jax.value_and_grad(function, (0, 1)))(x, y) for function in (mapped, loss))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("wrong", [{"form": "clip"}, {"weight": -1.0}, {"temperature": 0.0}, {"alpha": 0.0}])
+def test_mixed_clip_refuses_settings_that_are_none(rows, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        o.mixed_clip(*sphere(rows), key=jax.random.key(0), logit_scale=7.0, **wrong)
