@@ -27,6 +27,13 @@ CONFIGS = {  # prime number of examples of a chip: near the published batch, and
     "siglip:b16": 131,
     "align:b3_medium": 131,
     "contrastive_gap:coco128": 521,
+    "isogclr:cc3m": 131,
+    "geodesic_mixup:m3mix_flickr": 131,
+    "m3col:finetune_flickr": 131,
+    "cwcl:image_text": 131,
+    "one_to_k:ccrk6": 131,
+    "vlp_baselines:cc12m_byolip": 131,
+    "vlp_baselines:cc12m_swalip": 131,
 }
 
 
