@@ -90,10 +90,11 @@ def parser() -> argparse.ArgumentParser:
     for verb, text in (("fetch", "download with checksum"), ("verify", "compare files with their checksums")):
         verbs.add_parser(verb, help=text).add_argument("dataset", metavar="name")
     pack = verbs.add_parser("pack", help="image-text tars or tables to ArrayRecord; resumes when interrupted")
-    pack.add_argument("inputs", nargs="+", help="tar files, or tables (CSV, TSV, JSON lines, parquet) of paths and captions")
+    pack.add_argument("inputs", nargs="+", help="tars, or tables (CSV, TSV, JSON lines, parquet) of paths and captions")
     pack.add_argument("--out", required=True, help="folder of the ArrayRecord shards")
     pack.add_argument("--image-column", default="image", help="of a table: paths of images (default: image)")
     pack.add_argument("--text-column", default="text", help="of a table: captions (default: text)")
+    pack.add_argument("--languages", nargs="+", default=[], metavar="CODE", help="keep text_CODE of each, too: en de")
     pack.add_argument("--clean", nargs="*", metavar="RULE=N", help="ALIGN's rules of cleaning; min_side=64 changes one")
     pack.add_argument("--held-out", nargs="+", default=[], metavar="SHARD", help="with --clean: leave out their images")
     return top
@@ -280,6 +281,7 @@ def run_data(arguments: argparse.Namespace, _: list[str]) -> None:
                 arguments.out,
                 image_column=arguments.image_column,
                 text_column=arguments.text_column,
+                languages=arguments.languages,
                 clean=None if arguments.clean is None else cleaning.parse_rules(arguments.clean),
                 held_out=arguments.held_out,
             )

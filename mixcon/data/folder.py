@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from mixcon.data.catalog import cache_dir
-from mixcon.data.pack import IMAGES
 from mixcon.data.records import BadRecord, Record, Source, image_text
 from mixcon.data.sources import Cached, Mapped
 from mixcon.data.tables import TABLES, column_names, read_pair, read_rows
+from mixcon.data.tars import IMAGES
 from mixcon.errors import InputError
 
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_path", "filepath", "path")

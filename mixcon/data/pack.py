@@ -9,11 +9,11 @@ Beside the shards lie `manifest.json` (what is finished, from what) and, for eac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,16 +23,11 @@ from typing import Any, NamedTuple
 from mixcon.data.cleaning import RULES, Census, Cleaner, Rules, digest
 from mixcon.data.records import MAX_PIXELS, BadRecord, Record, decode_image, to_bytes
 from mixcon.data.sources import Packed
-from mixcon.data.tables import MAX_BYTES, TABLES, column_names, count_rows, read_pair, read_rows
+from mixcon.data.tables import TABLES, caption_field, column_names, count_rows, read_pair, read_rows, with_captions
+from mixcon.data.tars import Raw, read_tar
 from mixcon.errors import InputError
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-PARTS = (*IMAGES, ".txt", ".json", ".cls")  # of a record in a tar; others are never read
-MAX_HEADER = 1 << 20  # of a tar's extended header, which is read whole
-HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _SUFFIX = ".arrayrecord"
-
-Raw = tuple[str, Callable[[], Record], int]  # key, how to read it (may raise BadRecord), progress so far
 
 
 class Report(NamedTuple):
@@ -69,6 +64,7 @@ def pack(
     *,
     image_column: str = "image",
     text_column: str = "text",
+    languages: Sequence[str] = (),
     rows_per_shard: int = 8192,
     max_pixels: int = MAX_PIXELS,
     clean: Rules | None = None,
@@ -85,6 +81,8 @@ def pack(
         inputs: path patterns of `.tar`, `.tar.gz`, `.tgz`, `.parquet`, `.csv`, `.tsv` or `.jsonl` files.
         out: folder of the shards.
         image_column, text_column: names of a table's columns.
+        languages: ("en", "de"): every record has `text_en` and `text_de`, too, from columns or JSON fields of these
+            names, empty where there is none; `text` may then be left out and is the first of them.
         rows_per_shard: rows of a table in one shard.
         max_pixels: larger images are skipped, whatever their size on disk.
         clean: rules that a pair must keep, see `cleaning`; everything is read once before, to count. None keeps all.
@@ -104,7 +102,7 @@ def pack(
     from tqdm import tqdm
 
     out = Path(out)
-    jobs = _jobs(inputs, image_column, text_column, rows_per_shard)
+    jobs = _jobs(inputs, image_column, text_column, tuple(languages), rows_per_shard)
     out.mkdir(parents=True, exist_ok=True)
     manifest_path = out / "manifest.json"
     done = _finished(manifest_path)
@@ -230,14 +228,16 @@ def _paths(patterns: Sequence[str]) -> list[Path]:
     return sorted(paths)
 
 
-def _jobs(inputs: Sequence[str], image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
+def _jobs(
+    inputs: Sequence[str], image_column: str, text_column: str, languages: tuple[str, ...], rows_per_shard: int
+) -> list[_Job]:
     paths = _paths(inputs)
     jobs: list[_Job] = []
     for path in paths:
         if path.suffix in TABLES:
-            jobs += _table_jobs(path, image_column, text_column, rows_per_shard)
+            jobs += _table_jobs(path, image_column, text_column, languages, rows_per_shard)
         elif path.suffix in (".tar", ".tgz") or path.name.endswith(".tar.gz"):
-            jobs.append(_tar_job(path))
+            jobs.append(_tar_job(path, languages))
         else:
             raise InputError(f"pack: {path} is neither a tar nor a table ({', '.join(TABLES)}).")
     names = [job.name for job in jobs]
@@ -251,96 +251,35 @@ def _made_from(path: Path, **more: Any) -> dict[str, Any]:
     return {"file": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, **more}
 
 
-def _tar_job(path: Path) -> _Job:
+def _tar_job(path: Path, languages: tuple[str, ...]) -> _Job:
+    more = {"languages": list(languages)} if languages else {}
     name = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
-    return _Job(name + _SUFFIX, _made_from(path), path.stat().st_size, lambda: _read_tar(path))
+    return _Job(name + _SUFFIX, _made_from(path, **more), path.stat().st_size, lambda: read_tar(path, languages))
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose headers cannot fill the memory: compressed, one of gigabytes is a small file."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in HEADERS and self.size > MAX_HEADER:
-            raise tarfile.ReadError(f"header of {self.size:,} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
-def _read_tar(path: Path) -> Iterator[Raw]:
-    """Groups neighbouring members by name, as a stream: nothing but one group is held in memory."""
-
-    def members() -> Iterator[tuple[str, str, bytes | str]]:
-        with (
-            path.open("rb") as file,
-            tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, errors="replace") as tar,
-        ):
-            held = ("", 0)  # bytes of the record at hand
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, dot, extension = base.partition(".")
-                if not (member.isfile() and stem and dot):
-                    continue
-                key, extension = f"{folder}/{stem}".lstrip("/"), f".{extension.lower()}"
-                if extension not in PARTS:
-                    yield key, extension, b""
-                    continue
-                held = (key, member.size + (held[1] if held[0] == key else 0))
-                if held[1] > MAX_BYTES:
-                    yield key, extension, f"{extension} of {member.size:,} bytes"
-                else:
-                    extracted = tar.extractfile(member)
-                    yield key, extension, extracted.read() if extracted else b""
-                position[0] = file.tell()
-
-    position, key, parts = [0], "", {}
-    try:
-        for key, group in itertools.groupby(members(), key=lambda member: member[0]):
-            parts = {extension: data for _, extension, data in group}
-            yield key, lambda parts=parts: _from_parts(parts), position[0]  # type: ignore[misc]
-    except Exception as reason:  # TarError, EOFError, zlib.error, TypeError, ...: tarfile stumbles in many ways
-        if isinstance(reason, OSError) and reason.errno is not None:
-            raise  # the disk, not the tar
-        broken = BadRecord(f"the tar breaks off after this record ({reason})")
-        yield key, lambda: _raise(broken), path.stat().st_size
-
-
-def _raise(reason: BadRecord) -> Record:
-    raise reason
-
-
-def _from_parts(parts: dict[str, bytes | str]) -> Record:
-    if too_large := [data for data in parts.values() if isinstance(data, str)]:
-        raise BadRecord(f"{too_large[0]}; at most {MAX_BYTES:,} are allowed")
-    data = {extension: value for extension, value in parts.items() if isinstance(value, bytes)}
-    image = next((data[extension] for extension in IMAGES if extension in data), None)
-    if image is None:
-        raise BadRecord(f"no image among {', '.join(sorted(parts))}")
-    try:
-        meta = json.loads(data[".json"]) if ".json" in data else {}
-        text = data[".txt"].decode("utf-8") if ".txt" in data else meta.pop("text", None) or meta.pop("caption", None)
-        label = {"label": int(data[".cls"])} if ".cls" in data else {}
-    except (ValueError, AttributeError, TypeError, RecursionError) as reason:
-        raise BadRecord(f"unreadable text or metadata ({reason})") from None
-    if not isinstance(text, str):
-        raise BadRecord("no caption")
-    return {"image": image, "text": text} | label | ({"meta": meta} if meta else {})
-
-
-def _table_jobs(path: Path, image_column: str, text_column: str, rows_per_shard: int) -> list[_Job]:
-    columns = (image_column, text_column)
-    present = column_names(path)
+def _table_jobs(
+    path: Path, image_column: str, text_column: str, languages: tuple[str, ...], rows_per_shard: int
+) -> list[_Job]:
+    present, spoken = column_names(path), tuple(map(caption_field, languages))
+    text = (text_column,) if text_column in present or not spoken else ()
+    columns = tuple(dict.fromkeys((image_column, *text, *spoken)))
     if missing := [column for column in columns if column not in present]:
         raise InputError(f"pack: {path} has no column {', '.join(missing)}; it has {', '.join(present)}. Name them.")
     total = count_rows(path, columns)
+
+    def read(start: int, stop: int) -> Iterator[Raw]:
+        for number, row in enumerate(itertools.islice(read_rows(path, columns), start, stop), 1):
+            cells = dict(zip(columns, row, strict=True))
+            yield str(row[0]), functools.partial(record, cells), number
+
+    def record(cells: Mapping[str, Any]) -> Record:
+        captions = with_captions(cells.get(text_column), {name: cells[name] for name in spoken})
+        return read_pair(path.parent, cells[image_column], captions["text"]) | captions
 
     def job(start: int) -> _Job:
         stop = min(start + rows_per_shard, total)
         name = f"{path.stem}-{start // rows_per_shard:05d}{_SUFFIX}"
         made_from = _made_from(path, columns=list(columns), rows=[start, stop])
-        return _Job(name, made_from, stop - start, lambda: _read_table(path, columns, start, stop))
+        return _Job(name, made_from, stop - start, lambda: read(start, stop))
 
     return [job(start) for start in range(0, total, rows_per_shard)]
-
-
-def _read_table(path: Path, columns: tuple[str, str], start: int, stop: int) -> Iterator[Raw]:
-    for number, (image, text) in enumerate(itertools.islice(read_rows(path, columns), start, stop), 1):
-        yield str(image), lambda image=image, text=text: read_pair(path.parent, image, text), number  # type: ignore[misc]

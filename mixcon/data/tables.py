@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def column_names(path: Path) -> list[str]:
             return next(csv.reader(file, delimiter=_delimiter(path)), [])
 
 
-def count_rows(path: Path, columns: tuple[str, str]) -> int:
+def count_rows(path: Path, columns: Sequence[str]) -> int:
     """How many rows there are; of a parquet file without reading them."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -37,9 +37,8 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
     return sum(1 for _ in read_rows(path, columns))
 
 
-def read_rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
-    """Two cells of every row, as they stand there."""
-    first, second = columns
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """These cells of every row, as they stand there."""
     with readable(path):
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -48,11 +47,11 @@ def read_rows(path: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]
                 yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
         elif path.suffix == ".jsonl":
             for line in _json_lines(path):
-                yield line.get(first), line.get(second)
+                yield tuple(line.get(column) for column in columns)
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file, delimiter=_delimiter(path)):
-                    yield row[first], row[second]
+                    yield tuple(row[column] for column in columns)
 
 
 def _delimiter(path: Path) -> str:
@@ -67,6 +66,29 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(line, dict):
                     raise ValueError(f"line {number} is no JSON object")
                 yield line
+
+
+def caption_field(language: str) -> str:
+    """Where a record has its caption in this language."""
+    return f"text_{language}"
+
+
+def with_captions(text: Any, spoken: Mapping[str, Any]) -> Record:
+    """`text`, and beside it a caption for each language, empty where there is none; the first is the text's stand-in.
+
+    Raises:
+        BadRecord: no caption at all.
+
+    Example:
+        >>> with_captions(None, {"text_en": None, "text_de": "Hund"})
+        {'text': 'Hund', 'text_en': '', 'text_de': 'Hund'}
+    """
+    captions = {name: value if isinstance(value, str) else "" for name, value in spoken.items()}
+    if not isinstance(text, str) or not text.strip():
+        text = next((caption for caption in captions.values() if caption.strip()), text)
+    if not isinstance(text, str):
+        raise BadRecord("no caption")
+    return {"text": text} | captions
 
 
 def read_pair(folder: Path, image: Any, text: Any) -> Record:

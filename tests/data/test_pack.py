@@ -147,6 +147,29 @@ def test_tables_of_paths_and_captions(tmp_path, suffix):
         pack([str(table)], tmp_path / "out2", progress=False)
 
 
+def test_captions_in_several_languages_become_fields_of_a_record(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(picture((i, i, i)))
+    rows = ["image,text_en,text_de,text_fr", "0.png,red,rot,x", "1.png,,gelb,x", "2.png,blue,,x", "3.png,, ,x"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    members = []
+    for i in range(2):
+        captions = {"text": f"any {i}", "text_de": f"nummer {i}", "text_fr": "kept aside"}
+        members += [(f"{i}.png", picture((i, i, i))), (f"{i}.json", json.dumps(captions).encode())]
+    write_tar(tmp_path / "u.tar", members)
+    both = [str(tmp_path / name) for name in ("t.csv", "u.tar")]
+    assert pack(both, tmp_path / "out", languages=["en", "de"], progress=False) == Report(2, 5, 1, 0)
+    table, tar = (list(read(array_record(str(tmp_path / "out" / f"{n}*record"), size=(4, 4)))) for n in "tu")
+    assert [(r["text"], r["text_en"], r["text_de"]) for r in table] == [
+        *(("red", "red", "rot"), ("gelb", "", "gelb"), ("blue", "blue", ""))
+    ]
+    assert [(r["text"], r["text_en"], r["text_de"]) for r in tar] == [(f"any {i}", "", f"nummer {i}") for i in range(2)]
+    assert "text_fr" not in table[0] | tar[0]
+    assert pack(both, tmp_path / "out", languages=["en"], progress=False).resumed == 0
+    with pytest.raises(InputError, match=r"no column text_cs; it has image, text_en, text_de, text_fr"):
+        pack(both[:1], tmp_path / "out2", languages=["cs"], progress=False)
+
+
 def test_images_inside_a_parquet_table(tmp_path):
     cells = [{"bytes": picture((i, i, i)), "path": None} for i in range(3)]
     pq.write_table(pa.table({"image": cells, "text": ["a", "b", None]}), tmp_path / "t.parquet")
