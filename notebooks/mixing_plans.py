@@ -60,18 +60,17 @@ def draw_plan(policy, alpha, seed):
     return plan, mixers.mix(plan, images)
 
 
-@partial(jax.jit, static_argnames=("sides", "same_kind"))
-def matrices(shares, sides, same_kind):
+@partial(jax.jit, static_argnames="sides")
+def matrices(shares, sides, labels):
     """M, and the positives T' that the loss is given; here in full, in training one tile at a time."""
-    positives = mixers.mix_pairs(shares, side=SIDES[sides], labels=kinds if same_kind else None)
+    positives = mixers.mix_pairs(shares, side=SIDES[sides], labels=labels)
     return mixers.mix(shares, jnp.eye(B)), positives.matrix(B, B)
 
 
 for policy in policies:  # compiled once
     plan, _ = draw_plan(policy, 1.0, 0)
     for sides in SIDES:
-        for same_kind in (False, True):
-            matrices(mixers.Plan(plan.partner, plan.weight), sides, same_kind)
+        matrices(mixers.Plan(plan.partner, plan.weight), sides, kinds)
 
 # %%
 figure = exhibit.panels("M: of whom each picture is made", "T′: whose name counts as right", widths=(0.5, 0.5), height=600, gap=0.06)
@@ -115,7 +114,7 @@ def shown(matrix):
 
 def draw(policy, alpha, seed, sides, positives):
     plan, pictures = draw_plan(policy, alpha, seed)
-    made_of, counts = matrices(mixers.Plan(plan.partner, plan.weight), sides, positives == "of its kind")
+    made_of, counts = matrices(mixers.Plan(plan.partner, plan.weight), sides, kinds if positives == "of its kind" else jnp.arange(B))
     heat_m.update(**shown(made_of))
     heat_t.update(**shown(counts))
     rows_m.source = made = strip(pictures, down=True)

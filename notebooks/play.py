@@ -1,7 +1,7 @@
 """Run notebooks without a browser, move every control of every exhibit, and say how long each answer took.
 
 python -m notebooks.play                       # all of them: a table of response times
-python -m notebooks.play sphere --json         # one of them, for tests
+python -m notebooks.play sphere --json         # one of them, a line of JSON
 python -m notebooks.play --pictures docs/img/notebooks   # and pictures, drawn by chromium through playwright
 """
 
@@ -12,14 +12,13 @@ import json
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TOUR = ("temperature", "sphere", "contrastive_gap", "geodesic_mixup", "mixing_plans", "engine")  # to visit
+TOUR = ("temperature", "sphere", "contrastive_gap", "geodesic_mixup", "mixing_plans", "engine", "your_own")
 MOVES = 7  # positions tried of each control
 LARGEST = 150_000  # bytes of a picture
 
@@ -30,6 +29,7 @@ def run(name: str) -> tuple[list[Any], float]:
         raise SystemExit(f"there is no notebook {name!r}; there are {', '.join(TOUR)}")
     os.chdir(HERE)
     sys.path.insert(0, str(HERE))
+    sys.modules.pop("exhibit", None)  # with what an earlier one has shown
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         found = runpy.run_path(str(path), run_name="__main__")
@@ -104,23 +104,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each")
     options = parser.parse_args()
-    pictures = options.pictures and options.pictures.resolve()
-    if len(names := options.names or TOUR) != 1:  # a process each: some choose JAX's devices
-        for name in names:
-            extra = ["--json"] * options.json + (["--pictures", str(pictures)] if pictures else [])
-            subprocess.run([sys.executable, "-m", "notebooks.play", name, *extra], check=True, cwd=HERE.parent)
-        return
-    shown, seconds = run(names[0])
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        take_picture(shown[0].figure, pictures / f"{names[0]}.png")
-    controls = {control: times for each in shown for control, times in measure(each).items()}
-    if options.json:
-        print(json.dumps({"name": names[0], "seconds": seconds, "controls": controls}))
-        return
-    print(f"{names[0]}: runs in {seconds:.0f} s")
-    for control, times in controls.items():
-        print(f"  {control:<14} median {times['median']:.3f} s, longest {times['longest']:.3f} s", flush=True)
+    if options.pictures:
+        (pictures := options.pictures.resolve()).mkdir(parents=True, exist_ok=True)
+    # In one process: most of the time goes into imports and compilation. The engine wants several devices, from the start.
+    for name in sorted(options.names or TOUR, key=lambda name: name != "engine"):
+        shown, seconds = run(name)
+        if options.pictures:
+            moved = next(each for each in shown if each.controls)  # the one to play with
+            take_picture(moved.figure, pictures / f"{name}.png")
+        controls = {control: times for each in shown for control, times in measure(each).items()}
+        if options.json:
+            print(json.dumps({"name": name, "seconds": seconds, "controls": controls}), flush=True)
+            continue
+        print(f"{name}: runs in {seconds:.0f} s")
+        for control, times in controls.items():
+            print(f"  {control:<14} median {times['median']:.3f} s, longest {times['longest']:.3f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,11 @@ def embed(params, extra, x, train=False):
     return models.l2_normalize(out["embedding"]), extra
 
 
-def train(temperature, start):
-    """Embeddings of all images after each number of steps in SEEN."""
+STRIDE = SEEN[1]
+
+
+def advance(temperature, carry, keys):
+    """So many steps further."""
 
     def step(carry, key):
         params, extra, moments = carry
@@ -71,16 +74,19 @@ def train(temperature, start):
         moved, moments = optimizer.update(slope, moments)
         return (optax.apply_updates(params, moved), extra, moments), None
 
-    carry, seen = (*start, optimizer.init(start[0])), []
-    keys = jax.random.split(jax.random.key(1), SEEN[-1])
-    for begin, end in zip((0, *SEEN), SEEN):
-        carry, _ = jax.lax.scan(step, carry, keys[begin:end])
-        seen.append(embed(carry[0], carry[1], view(images))[0])
-    return jnp.stack(seen)
+    return jax.lax.scan(step, carry, keys)[0]
 
 
+advance = jax.jit(jax.vmap(advance, in_axes=(0, 0, None)))  # all temperatures side by side
+look = jax.jit(jax.vmap(lambda carry: embed(carry[0], carry[1], view(images))[0]))
 start = network.init(jax.random.key(0))
-found = np.asarray(jax.jit(jax.vmap(train, in_axes=(0, None)))(jnp.asarray(TEMPERATURES), start))  # [τ, step, image, 3]
+carry = jax.tree.map(lambda x: jnp.stack([x] * len(TEMPERATURES)), (*start, optimizer.init(start[0])))
+found = [look(carry)]
+for done, keys in enumerate(jax.random.split(jax.random.key(1), SEEN[-1]).reshape(-1, STRIDE), 1):
+    carry = advance(jnp.asarray(TEMPERATURES), carry, keys)
+    if done * STRIDE in SEEN:
+        found.append(look(carry))
+found = np.stack(found, 1)  # [τ, step, image, 3]
 
 # %%
 uniformity = np.asarray([[-evals.uniformity(x) for x in row] for row in found])
