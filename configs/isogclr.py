@@ -43,6 +43,7 @@ def base() -> ml_collections.ConfigDict:
     )
     config.gradient = dict(name="mixcon.train.gradients.standard")
     config.probe = "features"  # what the linear probe reads: "features" of the backbone, or the "embedding"
+    config.probe_settings = dict(standardize=True, l2=1e-4)
     config.logit_scale = 0.0  # first 1/τ of one temperature that is learned, for objectives that take it; 0 learns none
     config.augment = ()
     config.image_mean = (0.4914, 0.4822, 0.4465)
@@ -179,6 +180,7 @@ def small() -> ml_collections.ConfigDict:
     config.views = ("pix", "fou")
     config.towers = dict(pix=contrastive_gap.perceptron(240, 32), fou=contrastive_gap.perceptron(76, 32))
     config.probe = "embedding"
+    config.probe_settings = dict(standardize=False, l2=1 / 417)  # scikit-learn's C = 1, as the prototype
     config.objective = dict(
         name="mixcon.objectives.isogclr_clip",
         temperature=0.3,

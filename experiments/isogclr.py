@@ -113,7 +113,8 @@ def evaluators(
                 yield from ((f"{views[0]}_to_{views[1]}/R@1", there), (f"{views[1]}_to_{views[0]}/R@1", back))
                 yield "R@1", (there + back) / 2
             features = [np.concatenate([found[f"{view}/probed"] for view in views], 1) for found in (known, shown)]
-            found = evals.linear_probe(features[0], known["label"], features[1], shown["label"], balanced=True)
+            labels, settings = (known["label"], shown["label"]), configs.plain(config.probe_settings)
+            found = evals.linear_probe(features[0], labels[0], features[1], labels[1], balanced=True, **settings)
             yield "probe/top1", found["top1"]
 
         return evaluate

@@ -236,7 +236,7 @@ def r2(predicted: Any, target: Any) -> float:
 
 def linear_probe(
     train: Any, train_labels: Any, test: Any, test_labels: Any, *, method: str = "logistic", classes: int | None = None,
-    standardize: bool = True, balanced: bool = False,
+    standardize: bool = True, balanced: bool = False, l2: float = 1e-4,
 ) -> dict[str, float]:
     """Test accuracy of a linear classifier on frozen features.
 
@@ -250,6 +250,7 @@ def linear_probe(
       classes: C; None takes the largest label + 1.
       standardize: See `fit_ridge`.
       balanced: Every class counts alike; for "logistic" only.
+      l2: Strength; of "logistic" only.
 
     Returns:
       See `mixcon.evals.accuracy`.
@@ -269,7 +270,8 @@ def linear_probe(
         one_hot = np.eye(classes)[labels_of("train_labels", train_labels, np.shape(train)[0], classes)]
         probe = fit_ridge(train, one_hot, standardize=standardize)
     elif method == "logistic":
-        probe = fit_logistic(train, train_labels, classes=classes, standardize=standardize, balanced=balanced)
+        settings: dict[str, Any] = {"standardize": standardize, "balanced": balanced, "l2": l2}
+        probe = fit_logistic(train, train_labels, classes=classes, **settings)
     elif method == "sgd":
         probe = fit_sgd(train, train_labels, classes=classes, standardize=standardize)
     else:
