@@ -12,30 +12,27 @@ Hyper-parameters of the full-size forms are from memory of the paper; no code wa
 import ml_collections
 
 from configs import clip
+from mixcon.config import variant
 from mixcon.reproduce.study import Arm, Study, Table
-
-VARIANTS = ("image_text", "speech_text", "small", "small_speakers", "encoder")
 
 
 def get_config(arg: str = "image_text") -> ml_collections.ConfigDict:
     """The config of a variant: `image_text`, `speech_text`, `small`, `small_speakers`, `encoder`."""
-    if arg not in VARIANTS:
-        raise ValueError(f"configs/cwcl.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
-    if arg == "encoder":
-        return encoder()
-    config = {"image_text": image_text, "speech_text": speech_text}.get(arg, small)()
-    config.objective = dict(
-        name="mixcon.objectives.cwcl",
-        weights="affine",  # or relu, exp, identity (LiT), labels
-        reduction="sum",  # of the two directions
-        frozen="first" if arg == "image_text" else "second",
-    )
-    if arg == "small_speakers":
-        speakers = dict(keep=None, held_out=2)
-        config.data.train.update(speakers)
-        config.data.evals.test.update(speakers)
-        config.steps = 20 * 2_000 // 64
-        config.checkpoint.every = config.log_every = config.steps
+    forms = {
+        "image_text": image_text,
+        "speech_text": speech_text,
+        "small": small,
+        "small_speakers": small_speakers,
+        "encoder": encoder,
+    }
+    config = variant("cwcl.py", arg, forms)
+    if arg != "encoder":
+        config.objective = dict(
+            name="mixcon.objectives.cwcl",
+            weights="affine",  # or relu, exp, identity (LiT), labels
+            reduction="sum",  # of the two directions
+            frozen="first" if arg == "image_text" else "second",
+        )
     return config
 
 
@@ -147,6 +144,17 @@ def small() -> ml_collections.ConfigDict:
     config.mesh.data = 1
     config.schedule = dict(peak=1e-3, warmup_steps=0, decay="constant", end=0.0)
     config.optimizer = dict(name="adam", overrides=((r"logit_scale", dict(freeze=True)),))
+    return config
+
+
+def small_speakers() -> ml_collections.ConfigDict:
+    """2,000 utterances of some speakers, 20 epochs; two others test."""
+    config = small()
+    speakers = dict(keep=None, held_out=2)
+    config.data.train.update(speakers)
+    config.data.evals.test.update(speakers)
+    config.steps = 20 * 2_000 // 64
+    config.checkpoint.every = config.log_every = config.steps
     return config
 
 

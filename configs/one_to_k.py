@@ -10,23 +10,24 @@ minutes on two CPU cores. `multi30k`: captions of Multi30K without images, Engli
 import ml_collections
 
 from configs import clip
+from mixcon.config import variant
 from mixcon.reproduce.study import Arm, Study, Table
 
 SIX = ("zh", "ja", "en", "de", "fr", "cs")
 TEN = ("zh", "en", "de", "fr", "ja", "cs", "id", "es", "ru", "tr")
 FOUR = ("en", "de", "ja", "zh")  # that the paper measures consistency over
-VARIANTS = ("ccrk6", "ccrk10", "finetune", "small", "multi30k")
 
 
 def get_config(arg: str = "ccrk10") -> ml_collections.ConfigDict:
     """The config of a variant: `ccrk6`, `ccrk10`, `finetune`, `small` or `multi30k`."""
-    if arg not in VARIANTS:
-        raise ValueError(f"configs/one_to_k.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
-    if arg == "multi30k":
-        return multi30k()
-    if arg == "finetune":
-        return finetune()
-    return small() if arg == "small" else published({"ccrk6": SIX, "ccrk10": TEN}[arg])
+    forms = {
+        "ccrk6": lambda: published(SIX),
+        "ccrk10": lambda: published(TEN),
+        "finetune": finetune,
+        "small": small,
+        "multi30k": multi30k,
+    }
+    return variant("one_to_k.py", arg, forms)
 
 
 def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:

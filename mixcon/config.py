@@ -98,6 +98,17 @@ def read(path: str) -> ml_collections.ConfigDict:
         raise InputError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def variant(file: str, name: str, forms: Mapping[str, Callable[[], Any]]) -> Any:
+    """What a config file makes of its argument; one that it does not know is refused with those that it does.
+
+    Example:
+      >>> variant("clip.py", "b32", {"b32": lambda: published(size="B/32"), "small": small})
+    """
+    if name not in forms:
+        raise InputError(f"configs/{file} has no variant {name!r}; it has {', '.join(forms)}")
+    return forms[name]()
+
+
 def read_module(name: str) -> ModuleType:
     """The config file as a module, run anew."""
     file = pathlib.Path(name)

@@ -118,3 +118,17 @@ def test_values_below_their_least_are_refused():
 def test_differences_name_the_keys():
     found = configs.differences({"a": {"b": 1, "c": (1, 2)}}, {"a": {"b": 2, "c": [1, 2]}, "d": 3})
     assert found == {"a.b": (1, 2), "d": (None, 3)}
+
+
+def test_a_variant_that_a_config_does_not_have_is_refused_with_those_that_it_has():
+    for name, known in (("one_to_k", "ccrk6, ccrk10"), ("cwcl", "image_text, speech_text"), ("m3col", "n24news")):
+        with pytest.raises(InputError, match=f"no variant 'big'; it has.*{known}"):
+            configs.load(f"configs/{name}.py:big")
+
+
+def test_bounds_are_two_numbers_or_none():
+    assert configs.bounds("range", (1, 100.0)) == (1.0, 100.0)
+    assert configs.bounds("range", ()) == (0.0, float("inf"))
+    for wrong in (5, "ab", (1,), (2, 1), (-1, 1), (0, 0), (1, "2"), (float("nan"), 1)):
+        with pytest.raises(InputError, match="range=.*two numbers"):
+            configs.bounds("range", wrong)
