@@ -8,6 +8,7 @@ walks from the newest step down, puts aside what is incomplete or damaged, and s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import pathlib
@@ -130,7 +131,7 @@ class Checkpoints:
         candidates = self.steps() if step is None else [s for s in self.steps() if s == step]
         if step is not None and not candidates:
             raise InputError(f"no checkpoint of step {step} in {self.directory}; there are: {self.steps() or 'none'}")
-        skipped: list[str] = []
+        skipped: dict[int, str] = {}
         for candidate in reversed(candidates):
             digest_file = digest_file_of(self.directory / str(candidate))
             share = (jax.process_index(), jax.process_count())  # of the files, for this process to check
@@ -138,19 +139,20 @@ class Checkpoints:
             if all_agree(reason is None):
                 try:
                     found = self._read(candidate, like)
+                    for damaged in skipped:  # only now: where nothing is readable, everything stays for the next start
+                        self._quarantine(damaged)
                     unchecked = [] if readable(digest_file) else [f"checkpoint of step {candidate} has no checksums"]
-                    return found._replace(warnings=skipped + unchecked)
+                    return found._replace(warnings=[*skipped.values(), *unchecked])
                 except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
                     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                     mismatch = self._mismatch(candidate, like)
                     if mismatch:
                         raise InputError(mismatch) from error
-            skipped.append(
-                f"checkpoint of step {candidate} was passed over: {reason or 'damaged, as another process found'}"
-            )
-            self._quarantine(candidate)
+            reason = reason or "damaged, as another process found"
+            skipped[candidate] = f"checkpoint of step {candidate} was passed over: {reason}"
         if skipped:
-            raise InputError(f"no checkpoint in {self.directory} can be read. " + " ".join(skipped))
+            advice = "Another workdir begins anew. "
+            raise InputError(f"no checkpoint in {self.directory} can be read. {advice}" + " ".join(skipped.values()))
         return None
 
     def provenance(self, step: int | None = None) -> dict[str, Any] | None:
@@ -192,8 +194,8 @@ class Checkpoints:
             return
         aside = self.directory.parent / "quarantine"
         aside.mkdir(exist_ok=True)
-        target = aside / f"{step}-{len(list(aside.iterdir()))}"
-        (self.directory / str(step)).rename(target)
+        free = next(n for n in itertools.count() if not (aside / f"{step}-{n}").exists())
+        (self.directory / str(step)).rename(aside / f"{step}-{free}")
         digest_file_of(self.directory / str(step)).unlink(missing_ok=True)
 
 

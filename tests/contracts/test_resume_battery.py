@@ -20,6 +20,12 @@ STEPS = 6
 COMMON = ("mesh.data=1", f"steps={STEPS}", "log_every=1", "checkpoint.every=1", "checkpoint.keep=10")
 # A teacher in `extra`, a queue in the objective's state, mixing drawn in the step, momentum; and an average of it all.
 EVERYTHING = "mochi:small"
+# Of each paper its form `small`, or what stands for it in the battery.
+RESUMED = [
+    case
+    for case in CASES
+    if case.endswith(":small") or (case not in FURTHER and f"{case.partition(':')[0]}:small" not in CASES)
+]
 BUILD = loop.build
 
 
@@ -84,7 +90,7 @@ def test_cut_after_any_step(everything, step, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in FURTHER and case != EVERYTHING])
+@pytest.mark.parametrize("case", [case for case in RESUMED if case != EVERYTHING])
 def test_cut_after_any_step_of_any_experiment(case, tmp_path, monkeypatch):
     trainer = Trainer(case, tmp_path)
     for step in range(1, STEPS):
@@ -97,11 +103,13 @@ def session(case, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case not in FURTHER])
+@pytest.mark.parametrize("case", RESUMED)
 def test_killed_at_random_moments(case, tmp_path, monkeypatch):
     """SIGKILL again and again, until the run is through; it is the run that nobody killed."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    processes, rng = multiprocessing.get_context("forkserver"), random.Random(time.time_ns())
+    processes, seed = multiprocessing.get_context("forkserver"), time.time_ns()
+    print(f"moments drawn from {seed}")
+    rng = random.Random(seed)
     processes.set_forkserver_preload(["mixcon.train.loop", "experiments.clip", "tensorboardX"])  # imported once
 
     def start(workdir):

@@ -127,8 +127,18 @@ def test_an_uncommitted_step_is_not_a_step(run):
 def test_nothing_readable_is_an_error_not_a_fresh_start(run):
     for step in (1, 2, 3):
         files(run, step)[0].write_bytes(b"")
-    with pytest.raises(InputError, match=r"no checkpoint in .* can be read"):
-        restore(run)
+    for _ in range(2):  # the second start finds what the first one found
+        with pytest.raises(InputError, match=r"no checkpoint in .* can be read"):
+            restore(run)
+    assert not (run / "quarantine").exists()
+
+
+def test_what_was_put_aside_before_is_not_in_the_way(run):
+    (run / "quarantine" / "3-0").mkdir(parents=True)
+    (run / "quarantine" / "3-2").mkdir()
+    files(run, 3)[0].write_bytes(b"")
+    assert restore(run).step == 2
+    assert (run / "quarantine" / "3-1").is_dir()
 
 
 def test_another_model_is_told_by_its_shapes(run):
