@@ -14,6 +14,7 @@ import numpy as np
 from mixcon.data.catalog import cache_dir, locate
 from mixcon.data.emoji import Emoji
 from mixcon.data.records import BadRecord, Record, Source, cover, decode_image, from_bytes, image_text, readable
+from mixcon.data.tables import open_parquet
 from mixcon.errors import InputError
 
 __all__ = [
@@ -252,7 +253,7 @@ class ImageParquet:
             present = pq.read_schema(path).names
             if missing := {image, label} - set(present):
                 raise InputError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(present)}.")
-            table = pq.read_table(path, columns=[image, label])
+            table = open_parquet(path, [image, label]).read([image, label])
             if table.column(label).null_count:
                 raise InputError(f"{path} has empty cells in its column {label!r}.")
             labels = table.column(label).cast(pa.int32())  # checked: nothing is wrapped or cut off

@@ -9,9 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from mixcon.data.records import BadRecord, Record, readable
+from mixcon.errors import InputError
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 MAX_BYTES = 64 << 20  # of the files of one record
+MAX_GROWTH = 1_000  # of a column in memory against the file: pictures and captions do not come near it
+ROWS_AT_ONCE = 16  # of a table with files inside
+
+
+def open_parquet(path: str | Path, columns: Sequence[str] = ()) -> Any:
+    """A `ParquetFile` whose columns do not fill the memory from a few bytes.
+
+    Raises:
+        InputError: a column that grows a thousand times and beyond 64 MiB.
+    """
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    for group in range(file.metadata.num_row_groups):
+        for number in range(file.metadata.num_columns):
+            part = file.metadata.row_group(group).column(number)
+            size, stored = part.total_uncompressed_size, part.total_compressed_size
+            if part.path_in_schema.partition(".")[0] in columns and size > max(MAX_BYTES, MAX_GROWTH * stored):
+                raise InputError(
+                    f"{path}: {stored:,} bytes of column {part.path_in_schema!r} stand for {size:,}; that is refused."
+                )
+    return file
 
 
 def column_names(path: Path) -> list[str]:
@@ -41,10 +64,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """These cells of every row, as they stand there."""
     with readable(path):
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=list(columns)):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+            for batch in open_parquet(path, columns).iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                cells = [batch.column(column) for column in columns]
+                yield from (tuple(cell[row].as_py() for cell in cells) for row in range(len(batch)))
         elif path.suffix == ".jsonl":
             for line in _json_lines(path):
                 yield tuple(line.get(column) for column in columns)

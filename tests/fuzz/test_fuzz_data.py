@@ -267,6 +267,18 @@ def test_small_tars_do_not_fill_the_memory(tmp_path, bomb):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_small_tables_do_not_fill_the_memory(tmp_path, dictionary):
+    file, zeros = tmp_path / "x.parquet", bytes(65 << 20)
+    bomb = pa.table({"image": [zeros] * 2, "label": [0, 1], "text": ["a", "b"]})
+    pq.write_table(bomb, file, compression="zstd", use_dictionary=dictionary)
+    assert file.stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="stand for"):
+        pack.pack([str(file)], tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match="stand for"):
+        sources.ImageParquet(file, image="image")
+
+
 def test_a_table_cannot_name_what_is_no_file(tmp_path):
     names = ["/dev/zero", "i.png", "\0", "x" * 5000, ".", "/proc/self/mem"]
     (tmp_path / "i.png").write_bytes(png())
