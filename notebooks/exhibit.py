@@ -18,7 +18,7 @@ from mixcon.report.style import GOOD, GRID, INK, MUTED, PAPER, RAMP, SERIES
 
 __all__ = [
     "GOOD", "GRID", "INK", "MUTED", "PAPER", "RAMP", "SERIES",
-    "Exhibit", "choice", "globe", "label", "log_slider", "panels", "picture", "slider", "spread_on_sphere",
+    "Exhibit", "choice", "globe", "label", "log_slider", "panels", "picture", "slider", "spread_on_sphere", "words",
 ]  # fmt: skip
 
 FONT = "Inter, 'Source Sans 3', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
@@ -135,6 +135,14 @@ def choice(name: str, options: Sequence[Any], value: Any = None) -> widgets.Togg
     if value is not None:
         buttons.value = value
     return buttons
+
+
+def words(name: str, value: str, suggestions: Sequence[str]) -> widgets.Combobox:
+    """A line to type in, answered at every letter, with suggestions."""
+    return widgets.Combobox(
+        description=name, value=value, options=tuple(suggestions), ensure_option=False, layout=dict(width="480px"),
+        style=dict(description_width="130px"),
+    )  # fmt: skip
 
 
 class Exhibit(widgets.VBox):

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", "temperature geodesic_mixup").split()  # flat, and WebGL
-FIGURE = ".jp-OutputArea-output .js-plotly-plot"
-HANDLE = ".jp-OutputArea-output .noUi-handle"
+OUTPUT = ".jp-OutputArea-output:has(.noUi-handle)"  # the figure that has controls
+FIGURE, HANDLE, LINE = (f"{OUTPUT} {part}" for part in (".js-plotly-plot", ".noUi-handle", "input[type=text]"))
 SHOWN = f"""() => {{
     const figure = document.querySelector('{FIGURE}');
     return JSON.stringify([figure.data, figure.layout.title.text]);
@@ -43,6 +43,7 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    short = {"MIXCON_RUNS": str(folder / "runs"), "MIXCON_STEPS": "8"}  # where a notebook trains and saves
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
@@ -51,7 +52,7 @@ def lab(tmp_path_factory):
     quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}  # no question about news
     (folder / "config" / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
     log = (folder / "lab.log").open("w")
-    server = subprocess.Popen(command, cwd=folder, env=os.environ | own, stdout=log, stderr=log)
+    server = subprocess.Popen(command, cwd=folder, env=os.environ | own | short, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -98,6 +99,12 @@ def test_a_slider_that_is_moved_changes_the_figure(name, lab, tmp_path):
         seconds = time.perf_counter() - start
         page.wait_for_timeout(1_000)
         page.screenshot(path=str(pictures / f"{name}_after.png"))
+        if page.locator(LINE).count():  # words to type
+            before = page.evaluate(SHOWN)
+            page.locator(LINE).first.fill("red")
+            page.wait_for_function(f"before => ({SHOWN})() !== before", arg=before, timeout=20_000)
+            page.wait_for_timeout(1_000)
+            page.screenshot(path=str(pictures / f"{name}_typed.png"))
         browser.close()
     print(f"{name}: the figure in the browser answers in {seconds:.2f} s")
     assert seconds < 5  # drawn in software, beside other tests
