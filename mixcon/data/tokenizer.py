@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mixcon.errors import InputError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 MAX_IDS = 1 << 24  # a table of embeddings has a row for each
+MAX_LETTERS = 1000  # of a trained WordPiece: rarer ones are unknown
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # How widely used tokenizer.json files call the three; the first that exists is taken.
 _KNOWN = {
@@ -132,13 +134,7 @@ def train(
     if kind == "wordpiece":
         if vocab_size < len(_BERT) + 1:
             raise InputError(f"vocab_size={vocab_size} must be at least {len(_BERT) + 1}: the special tokens and one.")
-        core = _wordpiece(models.WordPiece(unk_token="[UNK]"), lowercase)
-        core.train_from_iterator(
-            texts,
-            trainers.WordPieceTrainer(
-                vocab_size=vocab_size, min_frequency=2, special_tokens=list(_BERT), show_progress=False
-            ),
-        )
+        core = _train_wordpiece(texts, vocab_size, lowercase)
         return _with_ids(core, "the trained tokenizer", pad=_BERT[0], bos=_BERT[2], eos=_BERT[3])
     if vocab_size < 259:
         raise InputError(f"vocab_size={vocab_size} must be at least 259: 256 bytes and pad, bos, eos.")
@@ -206,6 +202,28 @@ def _wordpiece(model: models.WordPiece, lowercase: bool) -> hf.Tokenizer:
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
     return core
+
+
+def _train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> hf.Tokenizer:
+    """The library's trainer numbers pieces of one letter as its hash table has them, and breaks ties by these numbers:
+    it is told them in order, as if they were special, and only the vocabulary is kept."""
+    core = _wordpiece(models.WordPiece(unk_token="[UNK]"), lowercase)
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(w for w, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text)))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        letters.update({letter: count * times for letter, times in Counter(word).items()})
+    kept = set(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MAX_LETTERS])
+    inside = {f"##{letter}" for word in words for letter in word[1:] if letter in kept}
+    known = [*_BERT, *sorted(kept), *sorted(inside)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(known)), min_frequency=2, special_tokens=known, show_progress=False
+    )
+    core.train_from_iterator((word for word, count in sorted(words.items()) for _ in range(count)), trainer)
+    trained = _wordpiece(models.WordPiece(core.get_vocab(), unk_token="[UNK]"), lowercase)
+    trained.add_special_tokens(list(_BERT))
+    return trained
 
 
 def load_or_train(

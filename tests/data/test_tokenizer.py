@@ -153,3 +153,17 @@ def test_a_word_piece_vocabulary_is_learned_and_kept(tmp_path):
         train(TEXTS, kind="unigram")
     with pytest.raises(InputError, match="vocab_size=4"):
         train(TEXTS, kind="wordpiece", vocab_size=4)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_training_again_gives_the_same_ids(kind):
+    texts = [f"{a} {b} face {c}" for a in ("red", "grinning", "sleepy") for b in ("cat", "moon") for c in "abcdefgh"]
+    files = {train(texts, kind=kind, vocab_size=300).core.to_str() for _ in range(4)}
+    assert len(files) == 1
+
+
+def test_wordpiece_keeps_words_and_pieces():
+    made = train(["unaffable unaffable lions", "lions"] * 3, kind="wordpiece", vocab_size=200)
+    assert made.core.encode("lions").tokens == ["lions"]
+    assert made.core.encode("[SEP] nab").tokens == ["[SEP]", "n", "##ab"]
+    assert made.core.encode("x").tokens == ["[UNK]"]
