@@ -1,14 +1,17 @@
 """A run goes on with another number of devices or processes: the same values, the same order, the same curve."""
 
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from processes import losses, train
+from processes import ended, free_port, losses
 from run_files import Watched, forget_steps_after, stored
-from tiny import tiny_config
+from tiny import child_environment, tiny_config
 
 from mixcon.train import loop
 from mixcon.train import mesh as meshes
@@ -106,11 +109,24 @@ def test_a_run_of_eight_devices_goes_on_with_one(record, single, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(single, tmp_path):
-    workdir = cut(single[0], tmp_path / "two")
-    for code, said in train(workdir, *LONG, processes=2, devices=2):
-        assert code == 0, said
-    np.testing.assert_allclose(losses(workdir), losses(single[0]), rtol=TOLERANCE)
-    data = [
-        json.loads((w / "checkpoints" / str(STEPS) / "data" / "metadata").read_text()) for w in (workdir, single[0])
+    workdir, script = cut(single[0], tmp_path / "two"), pathlib.Path(__file__).with_name("going_on.py")
+    overrides = (*LONG, "--config.mesh.data=4")
+    command = [sys.executable, str(script), str(workdir)]
+    coordinator = f"127.0.0.1:{free_port()}"
+    group = [
+        subprocess.Popen(
+            [*command, str(tmp_path / f"{i}.json"), coordinator, "2", str(i), *overrides],
+            env=child_environment(devices=2),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
     ]
-    assert data[0] == data[1]
+    for code, said in ended(group):
+        assert code == 0, said
+    found = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
+    assert [a + b for a, b in zip(*(each["order"] for each in found), strict=True)] == single[1][CUT:]
+    for each in found:
+        assert each["compared"].keys() == stored(single[0], STEPS).keys()
+        assert all(each["compared"].values()), each["compared"]
+    np.testing.assert_allclose(losses(workdir), losses(single[0]), rtol=TOLERANCE)
