@@ -4,8 +4,8 @@ Trains every `:small` config once in a new folder, evaluations and all, and writ
 `benchmarks/results/smalls.json` and, as a table, to `benchmarks/results/smalls.md`. Forms that were timed before are
 kept unless they are named.
 
-Processor seconds are there because wall time depends on who else uses the cores. Compiled programs are not reused:
-`JAX_COMPILATION_CACHE_DIR` is taken out of the environment.
+Wall time depends on who else uses the cores: beside it are the processor seconds, and how many processes wanted a
+core meanwhile. Compiled programs are not reused: `JAX_COMPILATION_CACHE_DIR` is taken out of the environment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,26 +34,33 @@ def timed(form: str, folder: pathlib.Path) -> dict[str, float]:
     command = [sys.executable, "-m", "mixcon", "train", f"--config=configs/{form}.py:small", f"--workdir={folder}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*command, "--no-progress"], check=True, env=environment)
+    run, loads = subprocess.Popen([*command, "--no-progress"], env=environment), []
+    while run.poll() is None:
+        loads.append(os.getloadavg()[0])
+        time.sleep(0.2)
+    if run.returncode:
+        raise SystemExit(f"{form}: stopped with {run.returncode}")
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))
     goodput = json.loads((folder / "goodput.json").read_text())
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    return {"wall": wall, "processor": processor, "steps": last, "cores": len(os.sched_getaffinity(0))} | {
-        name: goodput[name] for name in ("compile", "step", "eval")
-    }
+    seconds = {"wall": wall, "processor": processor, **{name: goodput[name] for name in ("compile", "step", "eval")}}
+    return {"steps": last, "cores": len(os.sched_getaffinity(0)), "load": statistics.median(loads), **seconds}
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
     """Markdown, slow ones marked."""
-    lines = ["| form | steps | wall, s | processor, s | compiling, s | steps, s | evaluations, s |", "|" + "---|" * 7]
+    lines = ["| form | steps | wall, s | processor, s | load | compiling, s | steps, s | evaluations, s |"]
+    lines.append("|" + "---|" * 8)
     for form, row in found.items():
         late = f" (above {LIMIT:.0f})" if row["wall"] > LIMIT else ""
-        seconds = " | ".join(f"{row[name]:.0f}" for name in ("processor", "compile", "step", "eval"))
-        lines.append(f"| `{form}:small` | {row['steps']} | {row['wall']:.0f}{late} | {seconds} |")
+        seconds = " | ".join(f"{row[name]:.0f}" for name in ("compile", "step", "eval"))
+        taken = f"{row['wall']:.0f}{late} | {row['processor']:.0f} | {row['load']:.1f}"
+        lines.append(f"| `{form}:small` | {row['steps']} | {taken} | {seconds} |")
     cores = " or ".join(str(n) for n in sorted({row["cores"] for row in found.values()}))
     total = sum(row["wall"] for row in found.values())
-    return "\n".join([*lines, "", f"On {cores} cores shared with other work; {total / 60:.0f} minutes in all."]) + "\n"
+    how = f"On {cores} cores shared with other work (load: how many wanted a core); {total / 60:.0f} minutes in all."
+    return "\n".join([*lines, "", how]) + "\n"
 
 
 def main() -> None:
