@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?= runs/clip
+# In a container one is root, which Jupyter wants to be told.
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: demo notebooks test lint constraints clean
 
@@ -13,7 +15,7 @@ demo:
 notebooks:
 	@bash scripts/venv.sh $(PYTHON) $(VENV) dev,peers,notebooks
 	$(VENV)/bin/jupytext --quiet --to ipynb --update $(shell grep -l '^# jupyter:' notebooks/*.py)
-	$(VENV)/bin/jupyter lab notebooks/temperature.ipynb
+	$(VENV)/bin/jupyter lab $(AS_ROOT) notebooks/temperature.ipynb
 
 test:
 	@bash scripts/test.sh $(PYTHON) $(VENV) dev,peers,notebooks -m "not slow"

@@ -176,7 +176,7 @@ def draw(words, picture):
     return f"among <b>{len(files):,}</b> pictures and <b>{len(captions):,}</b> captions"
 
 
-names = [("none", -1)] + [(pictures[file]["text"][:40], i) for i, file in enumerate(files)]
+names = [("none", -1)] + [(in_lines(pictures[file]["text"], 22, 1), i) for i, file in enumerate(files)]
 search = exhibit.Exhibit(
     figure,
     draw,

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", "temperature geodesic_mixup").split()  # flat, and WebGL
 OUTPUT = ".jp-OutputArea-output:has(.noUi-handle)"  # the figure that has controls
 FIGURE, HANDLE, LINE = (f"{OUTPUT} {part}" for part in (".js-plotly-plot", ".noUi-handle", "input[type=text]"))
+SECOND = f"{FIGURE} .nsewdrag[data-subplot=x2y2]"
 SHOWN = f"""() => {{
     const figure = document.querySelector('{FIGURE}');
     return JSON.stringify([figure.data, figure.layout.title.text]);
@@ -99,12 +100,16 @@ def test_a_slider_that_is_moved_changes_the_figure(name, lab, tmp_path):
         seconds = time.perf_counter() - start
         page.wait_for_timeout(1_000)
         page.screenshot(path=str(pictures / f"{name}_after.png"))
-        if page.locator(LINE).count():  # words to type
-            before = page.evaluate(SHOWN)
-            page.locator(LINE).first.fill("red")
-            page.wait_for_function(f"before => ({SHOWN})() !== before", arg=before, timeout=20_000)
-            page.wait_for_timeout(1_000)
-            page.screenshot(path=str(pictures / f"{name}_typed.png"))
+        if page.locator(LINE).count():  # words to type, and pictures to click on
+            box = page.locator(SECOND).bounding_box()
+            spot = dict(x=box["width"] / 2, y=0.65 * box["height"])
+            type_, click = lambda: page.locator(LINE).first.fill("red"), lambda: page.locator(SECOND).click(position=spot)
+            for act in (type_, click):
+                before = page.evaluate(SHOWN)
+                act()
+                page.wait_for_function(f"before => ({SHOWN})() !== before", arg=before, timeout=20_000)
+                page.wait_for_timeout(1_000)
+            page.screenshot(path=str(pictures / f"{name}_asked.png"))
         browser.close()
     print(f"{name}: the figure in the browser answers in {seconds:.2f} s")
     assert seconds < 5  # drawn in software, beside other tests
