@@ -124,6 +124,10 @@ def published(
         ),
     )
     config.captions = captions(clean=clean, thesaurus="wordnet")
+    config.stand_in = (  # what `mixcon plan` takes where shards and WordNet are not here
+        "data.train={'name': 'mixcon.plan.stand_in.Records', 'size': (224, 224)}",
+        "captions.thesaurus=",
+    )
     config.schedule = dict(peak=3e-3, warmup_steps=per_epoch, start=1e-6, decay="cosine", end=1e-5)
     optimizer(config, weight_decay)
     if method == "clip":

@@ -130,5 +130,5 @@ def test_bounds_are_two_numbers_or_none():
     assert configs.bounds("range", (1, 100.0)) == (1.0, 100.0)
     assert configs.bounds("range", ()) == (0.0, float("inf"))
     for wrong in (5, "ab", (1,), (2, 1), (-1, 1), (0, 0), (1, "2"), (float("nan"), 1)):
-        with pytest.raises(InputError, match="range=.*two numbers"):
+        with pytest.raises(InputError, match=r"range=.*two numbers"):
             configs.bounds("range", wrong)
