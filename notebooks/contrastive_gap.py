@@ -91,7 +91,7 @@ found = {name: train(weights) for name, weights in LOSSES.items()}
 gaps = {name: [evals.modality_gap(*pair)["centroid_distance"] for pair in steps] for name, steps in found.items()}
 found_again = {name: [evals.retrieval(*pair, ks=(1,))["R@1"] for pair in steps] for name, steps in found.items()}
 
-# %%
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels("the test digits, seen along the gap", "gap: distance between the centroids", widths=(0.5, 0.5), height=520, gap=0.1)
 COLORS = dict(zip(LOSSES, (SERIES[1], SERIES[4], SERIES[2]), strict=True))
 figure.add_scatter(mode="lines", line=dict(color=GRID, width=1), hoverinfo="skip", row=1, col=1)

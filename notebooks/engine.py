@@ -89,7 +89,7 @@ def temporaries(batch, impl):
 
 memory = {impl: [temporaries(batch, impl) for batch in BATCHES] for impl in ("dense", "tiled", "ring")}
 
-# %%
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels("who meets whom: one colour, one device", "running log-sum of each row", "memory, MiB", widths=(0.36, 0.34, 0.3), height=480)
 shades = [[0, "#f3f5f8"], *([(i + 0.5) / DEVICES, SERIES[i]] for i in range(DEVICES)), [1, SERIES[DEVICES - 1]]]
 figure.add_heatmap(zmin=0, zmax=DEVICES, colorscale=shades, showscale=False, hoverinfo="skip", xgap=1, ygap=1, row=1, col=1)

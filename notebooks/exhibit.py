@@ -130,8 +130,9 @@ def log_slider(name: str, value: float, low: float, high: float, steps: int = 60
 def choice(name: str, options: Sequence[Any], value: Any = None) -> widgets.ToggleButtons:
     """Buttons of which one is pressed."""
     buttons = widgets.ToggleButtons(
-        description=name, options=options, style=dict(description_width="130px", button_width="auto")
-    )
+        description=name, options=options, layout=dict(width="900px"),
+        style=dict(description_width="130px", button_width="auto"),
+    )  # fmt: skip
     if value is not None:
         buttons.value = value
     return buttons

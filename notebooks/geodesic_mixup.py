@@ -79,7 +79,7 @@ def arcs(image, text):
     return jnp.pad(lines, ((0, 0), (0, 1), (0, 0)), constant_values=jnp.nan).reshape(-1, 3)
 
 
-# %%
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels("drag to turn", "cosine of a picture with …", widths=(0.56, 0.44), scenes=(1,), height=540)
 exhibit.globe(figure, 1, opacity=0.35, eye=(1.15, 0.1, 0.5))
 for color, size in ((SERIES[0], 4), (SERIES[1], 4), (SERIES[2], 5.5)):

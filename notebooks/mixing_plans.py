@@ -72,7 +72,7 @@ for policy in policies:  # compiled once
     for sides in SIDES:
         matrices(mixers.Plan(plan.partner, plan.weight), sides, kinds)
 
-# %%
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels("M: of whom each picture is made", "T′: whose name counts as right", widths=(0.5, 0.5), height=600, gap=0.06)
 PIXELS = images.shape[1]
 

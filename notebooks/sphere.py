@@ -92,6 +92,7 @@ found = np.stack(found, 1)  # [τ, step, image, 3]
 uniformity = np.asarray([[-evals.uniformity(x) for x in row] for row in found])
 tolerance = np.asarray([[evals.tolerance(x, labels) for x in row] for row in found])
 
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels("drag to turn", "the dilemma: each point is a temperature", widths=(0.56, 0.44), scenes=(1,), height=540)
 exhibit.globe(figure, 1)
 for digit in range(CLASSES):

@@ -65,7 +65,7 @@ def shares(loss, temperature):
 for loss in losses:
     shares(loss, 1.0)  # compiled once; the temperature is an argument
 
-# %%
+# %% jupyter={"source_hidden": true}
 figure = exhibit.panels(
     "area of a bubble = its share of the push", "share against cosine (equal share = 1)", "how many share the push",
     widths=(0.36, 0.36, 0.28), height=480,

@@ -85,7 +85,7 @@ config = configs.load(
 )  # fmt: skip
 loop.train(config, workdir)
 
-# %%
+# %% jupyter={"source_hidden": true}
 kept = load_run(workdir).series
 loss = kept["train/loss"]
 figure = exhibit.panels("training loss", "held-out pairs: it is among the first ten", widths=(0.6, 0.4), height=360, gap=0.1)
@@ -119,6 +119,7 @@ sources = [exhibit.picture(pictures[file]["image"]) for file in files]
 blank = exhibit.picture(np.full((2, 2, 3), 255, np.uint8))
 
 
+# %% jupyter={"source_hidden": true}
 def in_lines(text, width, lines):
     """Words in lines of so many letters, the rest cut."""
     done = [""]

@@ -103,8 +103,8 @@ def test_a_slider_that_is_moved_changes_the_figure(name, lab, tmp_path):
         if page.locator(LINE).count():  # words to type, and pictures to click on
             box = page.locator(SECOND).bounding_box()
             spot = dict(x=box["width"] / 2, y=0.65 * box["height"])
-            type_, click = lambda: page.locator(LINE).first.fill("red"), lambda: page.locator(SECOND).click(position=spot)
-            for act in (type_, click):
+            asked = lambda: page.locator(LINE).first.fill("red"), lambda: page.locator(SECOND).click(position=spot)
+            for act in asked:
                 before = page.evaluate(SHOWN)
                 act()
                 page.wait_for_function(f"before => ({SHOWN})() !== before", arg=before, timeout=20_000)
