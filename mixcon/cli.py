@@ -123,9 +123,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `mixcon list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if arguments.debug or error.filename is None:
+        if arguments.debug:
             raise
-        print(f"mixcon: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"mixcon: error: {where}{error.strerror or error}", file=sys.stderr)
         leave(2)
     except Exception as error:
         if arguments.debug:

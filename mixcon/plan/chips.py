@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -63,18 +64,20 @@ def topology(name: str) -> Topology:
       1
     """
     kind, _, shape = name.partition(":")
-    if kind in ("a100", "h100", "h200", "b200", "gpu", "cuda"):
+    if kind.lower() in ("a100", "h100", "h200", "b200", "gpu", "cuda"):
         raise InputError(
             f"topology {name!r}: XLA's GPU compiler needs the CUDA plug-in and a GPU, or a description of one, to "
             "choose its kernels; mixcon plans for TPUs, and for cpu:N."
         )
     if kind not in CHIPS:
-        raise InputError(f"unknown topology {name!r}, whose chip {nearest(kind, CHIPS)}; write it like v5e:16x16")
+        raise InputError(f"unknown chip in topology {name!r}; {nearest(kind, CHIPS)} Write it like v5e:16x16.")
+    if kind != "cpu" and not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise InputError(f"topology {name!r} has no shape; write it like {kind}:{'16x16' if kind[-1] == 'e' else '4x4x4'}")
     if kind == "cpu":
         count = int(shape) if shape.isdigit() else 0
         if not 1 <= count <= jax.device_count():
             raise InputError(
-                f"topology {name!r}: this process has {jax.device_count()} devices; "
+                f"topology {name!r}: so many devices are not here (now: {jax.device_count()}); "
                 "start it with XLA_FLAGS=--xla_force_host_platform_device_count=N for more"
             )
         return Topology(name, CHIPS[kind], jax.devices()[:count])
@@ -88,7 +91,7 @@ def topology(name: str) -> Topology:
         import importlib.util
 
         if importlib.util.find_spec("libtpu") is None:
-            raise InputError("the TPU compiler is not installed: pip install 'mixcon[tpu-plan]'") from error
+            raise InputError("the TPU compiler is not installed: pip install -e '.[tpu-plan]'") from error
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"the TPU compiler does not know topology {name!r} ({reason})") from error
     return Topology(name, CHIPS[kind], list(found.devices))

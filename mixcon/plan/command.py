@@ -35,7 +35,7 @@ def run(
 
     plans, folder = [], pathlib.Path(out) if out else None
     for path, name, batch in cases:
-        given = [*overrides, *([f"--config.batch_size={batch}"] if batch else [])]
+        given = [*overrides, *([] if batch is None else [f"--config.batch_size={batch}"])]
         config, topology = configs.load(path, given), chips.topology(name)
         print(f"compiling {path} for {name}, batch {config.batch_size:,}", file=sys.stderr)
         file, _, argument = path.partition(":")

@@ -192,8 +192,11 @@ def test_the_command_sweeps_and_writes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9:2x2", "unknown topology"),
+        ("v9:2x2", "unknown chip"),
         ("h100:8", "CUDA plug-in"),
+        ("H100:8", "CUDA plug-in"),
+        ("v5e", "write it like v5e:16x16"),
+        ("v5p:4x", "write it like v5p:4x4x4"),
         ("cpu:99", "xla_force_host_platform_device_count"),
         ("cpu", "devices"),
     ],
@@ -207,6 +210,13 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled():
     config = configs.load("configs/clip.py:small", [*TINY, "--config.batch_size=30"])
     with pytest.raises(InputError, match="batch_size=30"):
         compile.plan(config, chips.topology("cpu:4"))
+
+
+@pytest.mark.parametrize("batch", ["0", "-5"])
+def test_a_batch_of_nothing_is_refused(batch, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--config", "configs/clip.py:small", "--topology", "cpu:1", "--batch", batch, *TINY])
+    assert f"batch_size={batch}" in capsys.readouterr().err
 
 
 def with_tpu_compiler(*arguments):

@@ -1,4 +1,4 @@
-"""One of several processes that go on with a run: says whether what it restored is what lies there, and what it is given.
+"""One of several processes that go on with a run: whether it restored what lies there, and which examples it is given.
 
 python going_on.py WORKDIR OUT COORDINATOR PROCESSES PROCESS [overrides...]
 """
