@@ -72,7 +72,8 @@ def topology(name: str) -> Topology:
     if kind not in CHIPS:
         raise InputError(f"unknown chip in topology {name!r}; {nearest(kind, CHIPS)} Write it like v5e:16x16.")
     if kind != "cpu" and not re.fullmatch(r"\d+(x\d+)*", shape):
-        raise InputError(f"topology {name!r} has no shape; write it like {kind}:{'16x16' if kind[-1] == 'e' else '4x4x4'}")
+        example = "16x16" if kind.endswith("e") else "4x4x4"
+        raise InputError(f"topology {name!r} has no shape; write it like {kind}:{example}")
     if kind == "cpu":
         count = int(shape) if shape.isdigit() else 0
         if not 1 <= count <= jax.device_count():

@@ -172,6 +172,17 @@ CASES = {
         "tower.backbone.widths=(240, 8)",
         "eval_every=-1",
     ),
+    "contrastive_gap:small": (  # a temperature that is frozen
+        "schedule.warmup_steps=2",
+        "batch_size=16",
+        "tokenizer.vocab_size=300",
+        "model.embed_dim=16",
+        "model.image.width=32",
+        "model.image.depth=1",
+        "model.text.width=32",
+        "model.text.context_length=12",
+        "data.evals={}",
+    ),
     "contrastive_gap:digits_idealized": ("objective.cross_uniformity=1.0", "data.evals={}"),
     "contrastive_behaviour:small": (  # the memory moves, the rate falls
         "objective={'name': 'mixcon.objectives.hard_info_nce', 'temperature': 0.3, 'top_k': 98}",
@@ -282,6 +293,7 @@ CASES = {
 # Further forms of a paper whose first form is above: they take part in the slow tests only.
 FURTHER = (
     "cwcl:encoder",
+    "contrastive_gap:small",
     "align:small",
     "siglip:small",
     "mixup_classification:small_vit",
