@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import ml_collections
+from compiler import xla_flags
 
 from mixcon import config as configs
 
@@ -35,7 +36,7 @@ def child_environment(devices: int = 1) -> dict[str, str]:
     """Environment of a training process that a test starts."""
     return {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": _cache.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }

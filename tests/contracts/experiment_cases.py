@@ -305,5 +305,6 @@ FURTHER = (
     "m3col:n24news",
     "one_to_k:finetune",
     "one_to_k:small",
+    "vlp_baselines:small",
     "vlp_baselines:small_weak",
 )

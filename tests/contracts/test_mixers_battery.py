@@ -312,19 +312,20 @@ def test_text_and_self_mixes_keep_the_promises_too():
     np.testing.assert_allclose(augment(KEY, spread), augment(KEY, images()), atol=1e-6)
 
 
-def mixed_by_all(key, x):
-    return {c.name: (p := c.policy(key, x), m.mix(p, x)) for c in CASES}
+def mixed(case, key, x):
+    plan = case.policy(key, x)
+    return plan, m.mix(plan, x)
 
 
 @pytest.mark.parametrize(
     "devices", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_plan_is_independent_of_sharding(devices):
+@EACH
+def test_plan_is_independent_of_sharding(case, devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     x = jax.device_put(images(), NamedSharding(mesh, PartitionSpec("data")))
-    sharded = jax.device_get(jax.jit(mixed_by_all, compiler_options=QUICK)(KEY, x))
-    for case in CASES:
-        same(sharded[case.name], (result(case)["plan"], result(case)["mixed"]))
+    sharded = jax.device_get(jax.jit(partial(mixed, case), compiler_options=QUICK)(KEY, x))
+    same(sharded, (result(case)["plan"], result(case)["mixed"]))
 
 
 EAGER = [c for c in CASES if c.name in ("mixup", "cutmix", "fmix", "resizemix", "gridmix", "tokenmix", "adautomix")]
@@ -332,12 +333,8 @@ EAGER = [c for c in CASES if c.name in ("mixup", "cutmix", "fmix", "resizemix", 
 
 @pytest.mark.parametrize("case", EAGER, ids=lambda c: c.name)
 def test_jit_equals_eager(case):
-    def apply(key, x):
-        plan = case.policy(key, x)
-        return plan, m.mix(plan, x)
-
-    eager = apply(KEY, images())
-    same(eager, jax.jit(apply)(KEY, images()))
+    eager = mixed(case, KEY, images())
+    same(eager, jax.jit(partial(mixed, case))(KEY, images()))
     same(jax.device_get(eager), (result(case)["plan"], result(case)["mixed"]))
 
 

@@ -1,5 +1,6 @@
 """What every objective keeps: right in value and gradient, on any schedule and mesh, at the edges, in linear memory."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterator
@@ -31,15 +32,17 @@ def double() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def small_tiles() -> Iterator[None]:
     """Tiles of 3 × 5, which divide no batch here: several in each direction, the last ones overlapping."""
-    monkeypatch.setattr(schedules, "grid", _small_grid)
 
+    def grid(queries: Any, keys: Any, tile_size: Any) -> Grid:
+        rows, cols = queries.block.position.shape[0], keys.block.position.shape[0]
+        return Grid(rows, cols, min(rows, 3), min(cols, 5))
 
-def _small_grid(queries: Any, keys: Any, tile_size: Any) -> Grid:
-    rows, cols = queries.block.position.shape[0], keys.block.position.shape[0]
-    return Grid(rows, cols, min(rows, 3), min(cols, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "grid", grid)
+        yield
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:
@@ -59,8 +62,12 @@ def value_and_grad(case: Case, **placement: Any) -> Any:
 
 
 @functools.cache
-def float32(name: str, impl: str) -> Any:
-    return value_and_grad(next(c for c in CASES if c.name == name), impl=impl)
+def float32(name: str) -> Any:
+    """The program of one device, compiled once: in small tiles where there is an engine."""
+    case = next(c for c in CASES if c.name == name)
+    features, data, shared = (cast(tree, jnp.float32) for tree in example(case))
+    with small_tiles():
+        return value_and_grad(case, impl="tiled" if case.engine else "dense").lower(features, data, shared).compile()
 
 
 @functools.cache
@@ -101,14 +108,15 @@ def assert_finite(tree: Any) -> None:
 # --- values and gradients --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("double", "small_tiles")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("impl", ["dense", "tiled"])
 @every_case
 def test_value_and_gradient_are_those_of_plain_loops(case: Case, impl: str) -> None:
     if impl == "tiled" and not case.engine:
         pytest.skip("does not go through the engine")
     features, data, shared = (cast(tree, jnp.float64) for tree in example(case, LOOP_SIZE))
-    loss, gradients = value_and_grad(case, impl=impl)(features, data, shared)
+    with small_tiles():
+        loss, gradients = value_and_grad(case, impl=impl)(features, data, shared)
     value, of_features, of_shared = truth(case.name)
     assert_close(loss, value, rtol=1e-10)
     assert_close(gradients, (of_features, of_shared), rtol=1e-5, atol=2e-8)
@@ -157,15 +165,11 @@ def test_sharded_gradient_is_the_single_device_gradient(case: Case, mesh: str, i
     devices = jax.devices()[: data * model]
     got = on_mesh(case, make_mesh(data=data, model=model, devices=devices), inside, impl)
     features, labels, shared = (cast(tree, jnp.float32) for tree in example(case))
-    want = float32(case.name, "dense")(features, labels, shared)
+    want = float32(case.name)(features, labels, shared)
     assert_close(got, want, rtol=2e-4, atol=2e-5)
 
 
 # --- the edges -------------------------------------------------------------------------------------------------------
-
-
-def edge_impl(case: Case) -> str:
-    return "tiled" if case.engine else "dense"
 
 
 def permuted(features: Tree, data: Tree, order: np.ndarray) -> tuple[Tree, Tree]:
@@ -180,12 +184,11 @@ def permuted(features: Tree, data: Tree, order: np.ndarray) -> tuple[Tree, Tree]
     return {k: x[order] for k, x in features.items()}, {k: moved[k](x) for k, x in data.items()}
 
 
-@pytest.mark.usefixtures("small_tiles")
 @every_case
 def test_order_of_the_batch_does_not_matter(case: Case) -> None:
     features, data, shared = example(case)
     order = np.random.default_rng(1).permutation(SIZE)
-    function = float32(case.name, edge_impl(case))
+    function = float32(case.name)
     loss, (of_features, of_shared) = function(*(cast(t, jnp.float32) for t in (features, data, shared)))
     moved = permuted(features, data, order)
     got = function(*(cast(t, jnp.float32) for t in (*moved, shared)))
@@ -193,7 +196,6 @@ def test_order_of_the_batch_does_not_matter(case: Case) -> None:
     assert_close(got, want, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.usefixtures("small_tiles")
 @every_case
 def test_temperature_of_a_hundredth(case: Case) -> None:
     features, data, shared = example(case)
@@ -201,12 +203,11 @@ def test_temperature_of_a_hundredth(case: Case) -> None:
     if not shared.keys() & sharp.keys():
         pytest.skip("has no temperature")
     shared = {k: sharp.get(k, x) for k, x in shared.items()}
-    loss, gradients = float32(case.name, edge_impl(case))(*(cast(t, jnp.float32) for t in (features, data, shared)))
+    loss, gradients = float32(case.name)(*(cast(t, jnp.float32) for t in (features, data, shared)))
     assert_finite(gradients)
     assert_close(loss, case.reference(features, data, shared, features), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("edge", ["identical", "zero"])
 @every_case
 def test_collapsed_rows(case: Case, edge: str) -> None:
@@ -216,7 +217,7 @@ def test_collapsed_rows(case: Case, edge: str) -> None:
         features = {k: np.broadcast_to(row, x.shape) for k, x in features.items()}
     else:
         features = {k: np.where(np.arange(SIZE)[:, None] % 3 == 0, 0, x) for k, x in features.items()}
-    loss, gradients = float32(case.name, edge_impl(case))(*(cast(t, jnp.float32) for t in (features, data, shared)))
+    loss, gradients = float32(case.name)(*(cast(t, jnp.float32) for t in (features, data, shared)))
     assert_finite(gradients)
     # Distances are differences of squares in float32: two equal rows lie some 3e-4 apart.
     assert_close(loss, case.reference(features, data, shared, features), rtol=1e-3, atol=1e-3)

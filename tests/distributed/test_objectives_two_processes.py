@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from compiler import xla_flags
 
 HERE = pathlib.Path(__file__).parent
 CONTRACTS = HERE.parent / "contracts"
@@ -60,7 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     port = str(free_port())
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(devices=2),
         "PYTHONPATH": str(HERE.parent.parent),
     }
     workers = [

@@ -1,5 +1,6 @@
 """Two processes over Gloo, two devices each: the ring's gradient and top-k are those of one process that has it all."""
 
+import os
 import pathlib
 import socket
 import subprocess
@@ -8,19 +9,19 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiler import xla_flags
 
 from mixcon import ops
 from mixcon.ops import pairs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = """
-import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import sys
 import jax, numpy as np
 port, rank, folder, here = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
-sys.path.insert(0, here)
+sys.path[:0] = [here, f"{here}/.."]
 from test_ops_two_processes import compute, data
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -60,7 +61,7 @@ def test_two_processes_agree_with_one(tmp_path):
     workers = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path), str(pathlib.Path(__file__).parent)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags(devices=2)}, stderr=subprocess.PIPE, text=True,
         )
         for rank in (0, 1)
     ]  # fmt: skip
