@@ -223,11 +223,11 @@ def get_study() -> Study:
                 scale={"R@1": 100, "R@5": 100, "classes": 100},
                 claim="A mixture matches both of its parts in the other modality, which teaches relations beyond the "
                 "pair itself; the paper adds this to classification. It does not fine-tune CLIP: there is no figure.",
-                found="It changes the space and not what is found in it. Features spread on every seed (uniformity -3.4 "
-                "to -3.7 against -2.2), and with a weight of 1 the centroids come together (0.11 to 0.15 against "
+                found="It changes the space and not what is found in it. Features spread on every seed (uniformity "
+                "-3.4 to -3.7 against -2.2), and with a weight of 1 the centroids come together (0.11 to 0.15 against "
                 "0.28). R@1, R@5 and classes stay within noise of plain fine-tuning, retrieval with M3CoL a little "
                 "below it (R@5 -0.8 +- 0.4 at the paper's weight). M3Co and soft CLIP alone do the same as both in "
-                "turn, and in place of CLIP they lose (R@5 -1.8 +- 1.0). Part of it is the temperature: CLIP is "
+                "turn, and in place of CLIP they lose (R@5 -1.8 +- 1.0). Part of it may be the temperature: CLIP is "
                 "fixed at 0.01, M3Co and soft CLIP have 0.1.",
             ),
             "rosmap": table(
