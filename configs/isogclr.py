@@ -241,15 +241,15 @@ def get_study() -> Study:
                 scale={"R@1": 100, "linear": 100},
                 claim="Temperatures that are learned one by one do better than a global one (Flickr30k text R@1 about "
                 "41 for CLIP, 44 for iSogCLR; full-size figures from memory, not comparable with these).",
-                found="Retrieval hardly depends on where iSogCLR starts (R@1 5.2 to 6.1 % from 0.05 to 0.6), while CLIP "
-                "and SogCLR lose a third of it at a temperature that is too low (3.7 to 4.6 % at 0.05 and 0.1; "
+                found="Retrieval hardly depends on where iSogCLR starts (R@1 5.2 to 6.1 % from 0.05 to 0.6), while "
+                "CLIP and SogCLR lose a third of it at a temperature that is too low (3.7 to 4.6 % at 0.05 and 0.1; "
                 "iSogCLR paired +1.2 to +2.4, standard errors 0.3 to 0.6). At a good fixed temperature they do as "
                 "well: the gain is that nobody has to search, not accuracy. The linear probe tells them apart at "
-                "0.1 alone (84 against 78 %). SogCLR over CLIP: at 0.05 only (+0.8 +- 0.3). The specification's "
+                "0.1 above all (84 against 78 %). SogCLR over CLIP: at 0.05 only (+0.8 +- 0.3). The specification's "
                 "prototype has CLIP 4.2, 6.1, 5.8 % at 0.1, 0.3, 0.6 and iSogCLR 6.2 from 0.3 (here 4.2, 5.7, 5.3 "
                 "and 5.9), in the linear probe 79, 86, 87 and 86 % (78, 83, 85, 85): within its spread. With other "
-                "initial weights (He's, and smaller towers) every figure of R@1 is about a third lower, in the "
-                "same order.",
+                "initial weights (He's, and smaller towers) every figure of R@1 is a quarter to a third lower, "
+                "in the same order.",
             ),
             "learned": Table(
                 "Long-tailed digits in two views: one temperature that is learned, one for every example",
