@@ -121,7 +121,7 @@ def seen_along_the_gap(x, y):
     both = np.concatenate([x, y])
     rest = both - both.mean(0)
     rest -= np.outer(rest @ along, along)
-    across = np.linalg.svd(rest, full_matrices=False)[2][0]
+    across = np.linalg.eigh(rest.T @ rest)[1][:, -1]
     return [np.stack([-(rows - both.mean(0)) @ along, rows @ across - both.mean(0) @ across], 1) for rows in (x, y)]
 
 

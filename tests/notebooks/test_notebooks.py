@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_it_runs_and_every_control_changes_the_figure_in_time(name, played):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(shutil.which("chromium") or shutil.which("google-chrome")), reason="test_browser.py does more")
 def test_a_kernel_runs_one():
     from nbclient import NotebookClient
 
