@@ -88,12 +88,13 @@ loop.train(config, workdir)
 # %% jupyter={"source_hidden": true}
 kept = load_run(workdir).series
 loss = kept["train/loss"]
-figure = exhibit.panels("training loss", "held-out pairs: it is among the first ten", widths=(0.6, 0.4), height=360, gap=0.1)
+k = max(k for k in (1, 5, 10) if f"eval/held_out/text_to_image/R@{k}" in kept)  # as many as are held out
+figure = exhibit.panels("training loss", f"held-out pairs: among the first {k}", widths=(0.6, 0.4), height=360, gap=0.1)
 figure.add_scatter(x=loss.steps, y=loss.values, mode="lines", line=dict(color=SERIES[0], width=3), row=1, col=1)
 exhibit.label(figure, f"guessing: {np.log(config.batch_size):.1f}", 0.98, float(np.log(config.batch_size)), at=1, xref="x domain", xanchor="right", color=MUTED, yshift=10)
 figure.add_hline(np.log(config.batch_size), line=dict(color=MUTED, width=1, dash="dot"), row=1, col=1)
-found = {way: kept[f"eval/held_out/{way}/R@10"].last for way in ("text_to_image", "image_to_text")}
-chance = kept["eval/held_out/text_to_image/R@10/chance"].last
+found = {way: kept[f"eval/held_out/{way}/R@{k}"].last for way in ("text_to_image", "image_to_text")}
+chance = kept[f"eval/held_out/text_to_image/R@{k}/chance"].last
 figure.add_bar(
     x=["words → picture", "picture → words", "by chance"], y=[*found.values(), chance], width=0.6, hoverinfo="skip",
     marker=dict(color=[SERIES[0], SERIES[1], MUTED]), texttemplate="%{y:.0%}", textposition="outside", row=1, col=2,
