@@ -1,7 +1,7 @@
 """How the programs of tests are compiled: quickly rather than well, for each runs once, on tiny shapes.
 
 A level of optimisation that the environment names is kept: `XLA_FLAGS=--xla_backend_optimization_level=3` compiles as
-users' programs are compiled, as `.ci/run` does for the slow tests.
+users' programs are compiled, as one side of `.ci/run` does.
 """
 
 import importlib.metadata
