@@ -22,7 +22,7 @@ import tempfile
 import time
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-LIMIT = 300.0  # seconds, of each form
+LIMIT = 300.0  # seconds of each form; below, it fits on one core that it has to itself
 FORMS = (
     "clip", "siglip", "align", "vlp_baselines", "contrastive_gap", "contrastive_behaviour", "cwcl", "geodesic_mixup",
     "one_to_k",
@@ -53,9 +53,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
     lines = ["| form | steps | wall, s | processor, s | load | compiling, s | steps, s | evaluations, s |"]
     lines.append("|" + "---|" * 8)
     for form, row in found.items():
-        late = f" (above {LIMIT:.0f})" if row["wall"] > LIMIT else ""
+        late = f" (above {LIMIT:.0f})" if row["processor"] > LIMIT else ""
         seconds = " | ".join(f"{row[name]:.0f}" for name in ("compile", "step", "eval"))
-        taken = f"{row['wall']:.0f}{late} | {row['processor']:.0f} | {row['load']:.1f}"
+        taken = f"{row['wall']:.0f} | {row['processor']:.0f}{late} | {row['load']:.1f}"
         lines.append(f"| `{form}:small` | {row['steps']} | {taken} | {seconds} |")
     cores = " or ".join(str(n) for n in sorted({row["cores"] for row in found.values()}))
     total = sum(row["wall"] for row in found.values())
