@@ -18,7 +18,7 @@
 # nothing else which belong together; then you ask. **Type words, and see which pictures come up. Add a picture to the
 # words, or ask with a picture alone: click on one.**
 #
-# As delivered the folder is made of emoji, and training takes about a minute. Point `FOLDER` at yours.
+# As delivered the folder is made of emoji, and training takes a minute or two. Point `FOLDER` at yours.
 #
 # ![Words and a picture, the pictures and captions they find](../docs/img/notebooks/your_own.png)
 
@@ -196,7 +196,7 @@ search
 
 # %% [markdown]
 # A query is a row: that of the words, of the picture, or $x + t/2$ for both. What came up was found among pictures that the
-# network knows and, in green, those it has never seen. After a minute on 1,700 emoji it tells colours, cats, faces and
+# network knows and, in green, those it has never seen. After 240 steps on 1,700 emoji it tells colours, cats, faces and
 # people apart, and cannot read a clock: try. More: `mixcon report` on the same folder draws a page with ranks, grids and
 # similarities; larger towers, other losses and pretrained weights are flags of `configs/clip.py`.
 #
