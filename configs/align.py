@@ -188,7 +188,9 @@ def get_study() -> Study:
                 "results are the same, with more they are better (paper's ablation; other data, not comparable).",
                 found="So it is, up to a point: 7.5 times the pairs with 20 % of them mismatched beat few clean ones "
                 "by 14 points, with 50 % mismatched they lose 31. Label smoothing of 0.1, ALIGN's own, costs 5 to 39 "
-                "points here, most of all on few pairs: it stays the default of ALIGN's configs alone.",
+                "points here, most of all on few pairs: it stays the default of ALIGN's configs alone. An independent "
+                "prototype has the same order and is better with noise (20 %: 86.5 +- 1.2, here 83.8; 50 %: 44.1 +- "
+                "2.2, here 38.5); which pairs are mismatched is drawn differently, more we did not find.",
             ),
             "sigmoid": Table(
                 "Digits in two views: softmax (CLIP) and sigmoid (SigLIP) by batch size",
@@ -203,7 +205,8 @@ def get_study() -> Study:
                 scale={"R@1": 100},
                 together=True,
                 claim="The sigmoid loss is clearly better at small batches, and as good at large ones (SigLIP).",
-                found="So it is: 13 points better at a batch of 16, at 128 less than one.",
+                found="So it is: 13 points better at a batch of 16, at 128 less than one (prototype: 19, its CLIP at "
+                "16 finds 68.0 +- 2.1 where ours finds 73.0 with a standard deviation of 5.6).",
             ),
             "composition": Table(
                 "Emoji: search by an image and words, held-out combinations among all 3,634 images",

@@ -275,7 +275,8 @@ def get_study() -> Study:
                 "WIT, against models that see one language at a time; other data and size).",
                 found="Where combinations are new, clearly: R@1 32 against 10, MRV a third, after as many steps (and "
                 "four times the texts). Where concepts are new both find little (R@1 3.4 against 2.4) and are equally "
-                "uneven. Other seeds, the matching and masked terms, and four times the steps were not measured.",
+                "uneven. The matching and masked terms, all 18 languages, and four times the steps of one language "
+                "were not measured.",
             ),
         },
     )
