@@ -19,7 +19,6 @@ SLOW = {
     "isogclr:cc3m": 105,
     "m3col:finetune_flickr": 151,
     "one_to_k:ccrk6": 519,
-    "vlp_baselines:cc3m_byolip": 121,
     "vlp_baselines:cc3m_swalip": 115,
 }
 
