@@ -86,23 +86,34 @@ def table(plans: Sequence[Plan]) -> str:
 
 
 def plot(plans: Sequence[Plan], path: str | pathlib.Path) -> None:
-    """Memory of a chip over the batch size, a line for each config and topology; hollow marks do not fit."""
+    """Memory of a chip over the batch size, a panel for each config; dotted: what a chip has, hollow: does not fit."""
     import matplotlib.pyplot as plt
 
     from mixcon.report.style import styled
 
+    names, machines = (list(dict.fromkeys(getattr(p, key) for p in plans)) for key in ("config", "topology"))
     with styled():
-        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        for number, key in enumerate(dict.fromkeys((plan.config, plan.topology) for plan in plans)):
-            here = sorted((p for p in plans if (p.config, p.topology) == key), key=lambda p: p.batch_size)
-            sizes, needed = [p.batch_size for p in here], [p.total / GIB for p in here]
-            (line,) = axes.plot(sizes, needed, color=f"C{number}", label=" on ".join(key))
-            for size, gib, each in zip(sizes, needed, here, strict=True):
-                axes.plot(size, gib, "o", color=line.get_color(), mfc=line.get_color() if each.fits else "white")
-        for limit in sorted({plan.memory / GIB for plan in plans if plan.memory}):
-            axes.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="GiB of one chip")
-        axes.set_xscale("log", base=2)
-        axes.legend(fontsize="small")
+        figure, panels = plt.subplots(
+            1, len(names), figsize=(2.2 + 2.4 * len(names), 3.6), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, name in zip(panels[0], names, strict=True):
+            for number, machine in enumerate(machines):
+                here = [p for p in plans if (p.config, p.topology) == (name, machine)]
+                here.sort(key=lambda p: p.batch_size)
+                color = f"C{number}"
+                axes.plot([p.batch_size for p in here], [p.total / GIB for p in here], color=color, label=machine)
+                for each in here:
+                    axes.plot(each.batch_size, each.total / GIB, "o", color=color, mfc=color if each.fits else "white")
+                for limit in {p.memory / GIB for p in here if p.memory}:
+                    axes.axhline(limit, color=color, linewidth=1, linestyle=":")
+            axes.set(title=name, xlabel="global batch", xscale="log", yscale="log")
+            sizes = sorted({p.batch_size for p in plans if p.config == name})
+            axes.set_xticks(sizes[:: max(1, len(sizes) // 3)], minor=False)
+            axes.set_xticks([], minor=True)
+            axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1024:g}k" if size >= 1024 else f"{size:g}")
+            axes.yaxis.set_major_formatter(lambda gib, _: f"{gib:g}")
+            axes.yaxis.set_minor_formatter(lambda gib, _: "")
+        panels[0][0].set_ylabel("GiB of one chip")
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper")
         figure.savefig(path)
         plt.close(figure)
