@@ -266,7 +266,7 @@ def get_study() -> Study:
             claim="As for the digits, with real images and captions.",
             found=(
                 "Two seeds, alike. CLIP opens a gap of 0.85, and CUA closes it to 0.14 with pairs at cosine 0.93; the "
-                "modalities can still be told apart in 90 % of the cases, and retrieval pays for it (R@1 28 to 22 or 23 "
+                "modalities can still be told apart in 90 % of the cases, and retrieval pays for it (R@1 28 to 22-23 "
                 "% from images, 30 to 27 % from texts). CUAXU fails when trained from scratch at this rate: the "
                 "modalities end at opposite poles (distance 1.8, pairs at cosine -0.71). Cross-modal uniformity "
                 "gains more from that (down to -8) than alignment loses (at most 4), and with encoders that begin in "
