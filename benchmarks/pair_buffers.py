@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     parser.add_argument("configs", nargs="*", default=list(CONFIGS))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "pair_buffers.json"
     rows = {row["config"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     for name in arguments.configs:
