@@ -244,9 +244,7 @@ def get_study() -> Study:
 
     def table(config: str, names: tuple[str, ...], **texts: str) -> Table:
         arms = {name: Arm(config, (f"mixer.name={name}",)) for name in ("none", *names)}
-        return Table(
-            arms=arms, columns=columns, seeds=3, baseline="none", scale=dict.fromkeys(columns, 100.0), **texts
-        )
+        return Table(arms=arms, columns=columns, seeds=3, baseline="none", scale=dict.fromkeys(columns, 100.0), **texts)
 
     return Study(
         "OpenMixup's benchmark (Li et al. 2022)",

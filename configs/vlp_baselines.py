@@ -3,7 +3,10 @@
 Full size, ResNet-50, batch 4096, 32 epochs. Plain CLIP: `cc3m_clip`, `cc12m_clip`, `yfcc15m_clip`. The improved recipe
 (two strong views, MLP heads, augmented captions): `cc3m_cl2l`, `cc12m_cl2l`, `yfcc15m_cl2l`; beside a further term
 `cc3m_siamlip`, `cc3m_byolip`, `cc3m_barlip`, `cc3m_swalip`, and likewise `cc12m_siamlip`, `cc12m_byolip`,
-`cc12m_barlip`, `cc12m_swalip`, `yfcc15m_siamlip`, `yfcc15m_byolip`, `yfcc15m_barlip`, `yfcc15m_swalip`.
+`cc12m_barlip`, `cc12m_swalip`, `yfcc15m_siamlip`, `yfcc15m_byolip`, `yfcc15m_barlip`, `yfcc15m_swalip`. With a vision
+transformer in the residual network's place: `cc3m_cl2l_vit_s16`, `cc3m_cl2l_vit_b16`, `cc12m_cl2l_vit_s16`,
+`cc12m_cl2l_vit_b16`, `yfcc15m_cl2l_vit_s16`, `yfcc15m_cl2l_vit_b16`. The union of the three sets, with several captions
+an image, is not here: a record holds one.
 `small`, `small_weak`: emoji and their names with and without the recipe. `digits`, `digits_weak`: handwritten digits in
 two views, seconds on one core.
 
@@ -21,7 +24,11 @@ DATA = {
     "cc12m": dict(pairs=10_000_000, weight_decay=0.1, text_depth=12, dropout=(0.05, 0.1), reduction="sum", clean=False),
     "yfcc15m": dict(pairs=14_800_000, weight_decay=0.1, text_depth=12, dropout=(0.0, 0.0), reduction="sum", clean=True),
 }
-METHODS = ("clip", "cl2l", "siamlip", "byolip", "barlip", "swalip")
+METHODS = ("clip", "cl2l", "siamlip", "byolip", "barlip", "swalip", "cl2l_vit_s16", "cl2l_vit_b16")
+VITS = {  # MoCo v3's, and the width of the weak views' heads
+    "vit_s16": (dict(size="S/16", heads=12), 256),
+    "vit_b16": (dict(size="B/16"), 512),
+}
 SMALL = ("small", "small_weak", "digits", "digits_weak")
 VARIANTS = (*(f"{data}_{method}" for data in DATA for method in METHODS), *SMALL)
 AUGMENT = "mixcon.data.augment"
@@ -33,7 +40,8 @@ def get_config(arg: str = "cc3m_cl2l") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/vlp_baselines.py has no variant {arg!r}; it has {', '.join(VARIANTS)}")
     size, _, method = arg.partition("_")
     if size in DATA:
-        return published(method, **DATA[size])
+        method, _, vit = method.partition("_")
+        return published(method, vit, **DATA[size])
     config = small() if size == "small" else digits()
     if method == "weak":
         weaken(config)
@@ -84,9 +92,17 @@ def base(*, projector: int, hidden: int, prototypes: int) -> ml_collections.Conf
 
 
 def published(
-    method: str, *, pairs: int, weight_decay: float, text_depth: int, dropout: tuple, reduction: str, clean: bool
+    method: str,
+    vit: str,
+    *,
+    pairs: int,
+    weight_decay: float,
+    text_depth: int,
+    dropout: tuple,
+    reduction: str,
+    clean: bool,
 ) -> ml_collections.ConfigDict:
-    """ResNet-50 and CLIP's text transformer, 4096 pairs a batch."""
+    """ResNet-50, or one of `VITS`, and CLIP's text transformer, 4096 pairs a batch."""
     config = base(projector=128, hidden=2_048, prototypes=3_000)
     full = clip.published(**clip.PUBLISHED["b32"])
     config.batch_size = 4_096
@@ -101,16 +117,20 @@ def published(
     config.stop_gradient_gathered = True  # as the paper's runs: each direction moves its anchors only
     config.head_dtype = "bfloat16"
     config.image_mean, config.image_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    sizes, width = VITS.get(vit, ({}, 256))
     config.heads = dict(
-        weak=dict(out_features=256, depth=1, use_bias=False),
-        strong=dict(out_features=256, hidden=4_096, depth=3, batch_norm=True, last_norm="none"),
+        weak=dict(out_features=width, depth=1, use_bias=False),
+        strong=dict(out_features=width, hidden=4_096, depth=3, batch_norm=True, last_norm="none"),
     )
     config.methods.barlip.heads.projector.update(out_features=8_192, hidden=3_000)
     text = dict(name="text_transformer", width=512, heads=8, depth=text_depth, context_length=77, causal=True)
     text |= dict(pool="eos", activation="quick_gelu", norm_eps=1e-5, residual_dropout=dropout[config.method != "clip"])
     fast = dict(dtype="bfloat16", remat=True)
+    image = dict(name="resnet", depth=50, stem="imagenet", **fast)
+    if vit:
+        image = dict(name="vit", image_size=224, pool="cls", positions="sincos2d", scan_layers=True, **sizes, **fast)
     config.towers = dict(
-        image=dict(backbone=dict(name="resnet", depth=50, stem="imagenet", **fast), regularize_weak=True),
+        image=dict(backbone=image, regularize_weak=True),
         text=dict(backbone=text | fast | dict(scan_layers=True), regularize_weak=False),
     )
     config.augment = dict(

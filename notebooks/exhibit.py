@@ -18,7 +18,7 @@ from mixcon.report.style import GOOD, GRID, INK, MUTED, PAPER, RAMP, SERIES
 
 __all__ = [
     "GOOD", "GRID", "INK", "MUTED", "PAPER", "RAMP", "SERIES",
-    "Exhibit", "choice", "globe", "label", "log_slider", "panels", "picture", "slider", "spread_on_sphere", "words",
+    "Exhibit", "choice", "colored", "globe", "label", "log_slider", "panels", "picture", "slider", "spread_on_sphere", "words",
 ]  # fmt: skip
 
 FONT = "Inter, 'Source Sans 3', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
@@ -64,6 +64,11 @@ def label(
     figure.add_annotation(
         text=text, x=x, y=y, showarrow=False, font=dict(size=size, color=color), **(where | left | options)
     )
+
+
+def colored(word: Any, color: str) -> str:
+    """A word in the colour of what it names, for headings that spare a legend."""
+    return f'<span style="color:{color}"><b>{word}</b></span>'
 
 
 def globe(figure: go.Figure, at: int, *, opacity: float = 1.0, eye: Sequence[float] = (0.86, 0.72, 0.5)) -> None:

@@ -80,25 +80,22 @@ def arcs(image, text):
 
 
 # %% jupyter={"source_hidden": true}
-figure = exhibit.panels("drag to turn", "cosine of a picture with …", widths=(0.56, 0.44), scenes=(1,), height=540)
+named = [exhibit.colored(name, color) for name, color in zip(("pictures", "mixtures", "texts"), np.take(SERIES, [0, 2, 1]), strict=True)]
+figure = exhibit.panels(f"{', '.join(named)}: drag to turn", "cosine of a picture with …", widths=(0.56, 0.44), scenes=(1,), height=540)
 exhibit.globe(figure, 1, opacity=0.35, eye=(1.15, 0.1, 0.5))
 for color, size in ((SERIES[0], 4), (SERIES[1], 4), (SERIES[2], 5.5)):
     figure.add_scatter3d(mode="markers", marker=dict(size=size, color=color), hoverinfo="skip", row=1, col=1)
 figure.add_scatter3d(mode="lines", line=dict(color=MUTED, width=2), hoverinfo="skip", row=1, col=1)
 for color in SERIES[:2]:
     figure.add_scatter3d(mode="lines", line=dict(color=color, width=3), hoverinfo="skip", row=1, col=1)
-figure.add_scatter3d(
-    mode="text", text=["<b>pictures</b>", "<b>texts</b>"], textfont=dict(size=18, color=list(SERIES[:2])), hoverinfo="skip",
-    row=1, col=1,
-)  # fmt: skip
 edges = np.linspace(-1, 1, 41)
 rows = (("its own text", SERIES[1]), ("other texts", SERIES[1]), ("mixed negatives", SERIES[2]), ("other pictures", SERIES[0]))
 for level, (name, color) in enumerate(rows):
     base = len(rows) - 1 - level
     figure.add_scatter(mode="lines", fill="toself", line=dict(color=color, width=1.5), hoverinfo="skip", row=1, col=2)
     exhibit.label(figure, name, -1, base + 0.42, at=1, color=color)
-pictures, texts, mixed, arc, *strokes, names = figure.data[2:9]
-hills = figure.data[9:]
+pictures, texts, mixed, arc, *strokes = figure.data[2:8]
+hills = figure.data[8:]
 hills[1].fillcolor = "rgba(213,94,0,0.15)"
 figure.update_layout(
     xaxis=dict(range=[-1, 1.02], tickvals=[-1, -0.5, 0, 0.5, 1], title_text="cosine: the further right, the harder to tell apart"),
@@ -124,8 +121,6 @@ def draw(share, angle, way):
     for trace, points in ((pictures, image), (texts, text), (mixed, between)):
         trace.update(**exhibit.spread_on_sphere(points))
     arc.update(**exhibit.spread_on_sphere(arcs(image, text)))
-    middles = np.stack([image.mean(0), text.mean(0)])
-    names.update(**exhibit.spread_on_sphere(middles * 1.02 + [[0, 0, 0.62]]))
     loss, metrics, push = loss_and_push(image, text, share)
     image, text, between, push = (np.asarray(rows) for rows in (image, text, between, push))
     long = STROKE * push / np.linalg.norm(push, axis=1).max()

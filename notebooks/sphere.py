@@ -93,17 +93,14 @@ uniformity = np.asarray([[-evals.uniformity(x) for x in row] for row in found])
 tolerance = np.asarray([[evals.tolerance(x, labels) for x in row] for row in found])
 
 # %% jupyter={"source_hidden": true}
-figure = exhibit.panels("drag to turn", "the dilemma: each point is a temperature", widths=(0.56, 0.44), scenes=(1,), height=540)
+digits = " ".join(exhibit.colored(digit, SERIES[digit]) for digit in range(CLASSES))
+figure = exhibit.panels(f"the digits {digits}: drag to turn", "the dilemma: each point is a temperature", widths=(0.56, 0.44), scenes=(1,), height=540)
 exhibit.globe(figure, 1)
 for digit in range(CLASSES):
     figure.add_scatter3d(mode="markers", marker=dict(size=3.4, color=SERIES[digit]), hoverinfo="skip", row=1, col=1)
-figure.add_scatter3d(
-    mode="text", text=[f"<b>{d}</b>" for d in range(CLASSES)], textfont=dict(size=26, color=list(SERIES[:CLASSES])),
-    hoverinfo="skip", row=1, col=1,
-)  # fmt: skip
 figure.add_scatter(mode="lines+markers", line=dict(color=GRID, width=2), marker=dict(color=MUTED, size=7), hoverinfo="skip", row=1, col=2)
 figure.add_scatter(mode="markers", marker=dict(color=SERIES[1], size=15), hoverinfo="skip", row=1, col=2)
-*clouds, names, path, here = figure.data[2:]
+*clouds, path, here = figure.data[2:]
 LABELLED = (0, 1, 2, 4, 6)
 for t in LABELLED:  # the cold side of the path below it, the hot side above
     side = dict(xshift=-10, yshift=-8, xanchor="right") if TEMPERATURES[t] < 0.5 else dict(xshift=10, yshift=6)
@@ -120,8 +117,6 @@ def draw(temperature, step):
     points = found[t, s]
     for digit, cloud in enumerate(clouds):
         cloud.update(**exhibit.spread_on_sphere(points[labels == digit]))
-    middles = np.stack([points[labels == d].mean(0) for d in range(CLASSES)])
-    names.update(**exhibit.spread_on_sphere(1.16 * middles / np.linalg.norm(middles, axis=1, keepdims=True)))
     path.update(x=uniformity[:, s], y=tolerance[:, s])
     here.update(x=[uniformity[t, s]], y=[tolerance[t, s]])
     for tag, shown in zip(tags, LABELLED, strict=True):

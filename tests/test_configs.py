@@ -49,11 +49,12 @@ VARIANTS = {
         *("cifar100_r18", "cifar100_rx50", "cifar100_deit", "tiny_r18", "tiny_rx50", "imagenet_r18", "imagenet_r50"),
         *("imagenet_rsb_a3", "imagenet_deit_s", "small", "small_vit", "small_cifar10"),
     ),
-    "one_to_k": ("ccrk6", "ccrk10", "finetune", "small", "multi30k"),
+    "one_to_k": ("ccrk6", "ccrk10", "finetune", "small", "small18", "multi30k"),
     "siglip": ("b16", "l16", "small"),
     "vlp_baselines": (
         *(f"{data}_{method}" for data in ("cc3m", "cc12m", "yfcc15m") for method in ("clip", "cl2l", "siamlip")),
         *(f"{data}_{method}" for data in ("cc3m", "cc12m", "yfcc15m") for method in ("byolip", "barlip", "swalip")),
+        *(f"{data}_cl2l_vit_{size}" for data in ("cc3m", "cc12m", "yfcc15m") for size in ("s16", "b16")),
         *("small", "small_weak", "digits", "digits_weak"),
     ),
 }

@@ -138,7 +138,7 @@ def draw_sheet(
     if unknown:
         raise InputError(f"unknown policies {sorted(unknown)}; choose from {', '.join([*policies, 'augmix'])}.")
     names = [n for n in [*policies, "augmix"] if only is None or n in only]
-    columns, wide = 4, 3 if len(names) > 4 else 1
+    columns, wide = 4, 1 + (len(names) > 4) + (len(names) > 10)
     rows = -(-len(names) // wide)
     tall = 2.05 * rows
     figure = Figure(figsize=(1.75 * columns * wide + 0.4 * (wide - 1), tall), dpi=100)
