@@ -24,6 +24,7 @@ from mixcon.models.layers import (
     SelfAttention,
     dropout,
     float_dtype,
+    gelu,
     normal,
     split_key,
 )
@@ -134,7 +135,7 @@ class FusionEncoder(nnx.Module):
     ) -> Array:
         """Does text r belong to image r? Ids [R,T] and tokens of both -> logits [R,2], the second says yes; float32."""
         first = self._fuse(ids, text_tokens, image_tokens, train=train, key=key)[:, 0]
-        hidden = jax.nn.gelu(self.match_norm(self.match_fc1(first)), approximate=False)
+        hidden = gelu(self.match_norm(self.match_fc1(first)))
         return self.match_fc2(hidden).astype(jnp.float32)
 
     def fill(
@@ -152,7 +153,7 @@ class FusionEncoder(nnx.Module):
         tokens = tower.tokens(ids, train=train, key=keys[0])
         fused = self._fuse(ids, tokens, image_tokens, train=train, key=keys[1])
         there = jnp.take_along_axis(fused, positions[:, :, None], axis=1)
-        hidden = self.word_norm(jax.nn.gelu(self.word_fc(there), approximate=False))
+        hidden = self.word_norm(gelu(self.word_fc(there)))
         table = tower.token_embed[...].astype(hidden.dtype)
         return jnp.dot(hidden, table.T, preferred_element_type=jnp.float32) + self.word_bias[...][None, None]
 

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,7 +10,7 @@ from jax import Array
 
 from mixcon.errors import InputError
 from mixcon.models.functional import Make
-from mixcon.models.layers import BlockConfig, LayerNorm, float_dtype, make_blocks, run_blocks, split_key
+from mixcon.models.layers import BlockConfig, LayerNorm, float_dtype, gelu, make_blocks, run_blocks, split_key
 from mixcon.models.vit import sized
 
 
@@ -31,8 +30,8 @@ class SpeechTransformer(nnx.Module):
         """Log-mel frames [B,T,M] -> features [B,D]."""
         if mels.ndim != 3 or mels.shape[1] > self.frames or mels.shape[2] != self.bands:
             raise InputError(f"want log-mel frames [batch, up to {self.frames}, {self.bands}], got {mels.shape}.")
-        x = jax.nn.gelu(self.conv1(mels.astype(self.block_config.dtype)), approximate=False)
-        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = gelu(self.conv1(mels.astype(self.block_config.dtype)))
+        x = gelu(self.conv2(x))
         x = x + jnp.asarray(sinusoids(x.shape[1], x.shape[2]), x.dtype)[None]
         (block_key,) = split_key(key, 1)
         x = run_blocks(self.blocks, self.block_config, x, train=train, key=block_key)

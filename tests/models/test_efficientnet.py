@@ -179,7 +179,7 @@ def test_stacked_blocks_are_the_same_network_and_move_their_statistics(drawn):
     run = lambda model: jax.jit(lambda p, e, x: model.apply(p, e, x, train=True, key=jax.random.key(3)))  # noqa: E731
     want, moved = run(model)(params, extra, images)
     got, stacked_moved = run(stacked)(restack(params, stacked_params), restack(extra, stacked_extra), images)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * float(jnp.abs(want).max()))
     for a, b in zip(jax.tree.leaves(stacked_moved), jax.tree.leaves(restack(moved, stacked_extra)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
