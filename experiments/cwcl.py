@@ -27,7 +27,7 @@ from mixcon.train.assemble import assemble, process_share
 from mixcon.train.feature_cache import cached_features
 from mixcon.train.gradients import refuse_parts
 from mixcon.train.objective import pair_objective
-from mixcon.train.stages import earlier
+from mixcon.train.stages import earlier, fitting
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 500
@@ -136,7 +136,8 @@ def frozen_tower(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tu
     if frozen.kind == "labels":
         trained = earlier(frozen, workdir, seed=config.seed, name="frozen")
         tower = models.functional(models.build(configs.plain(frozen.training.tower)))
-        weights, transform = tuple(part["tower"] for part in trained), None
+        params, extra = (part.get("tower", {}) for part in trained)
+        weights, transform = fitting((params, extra), tower.init, of=frozen.get("run") or "frozen.training"), None
     elif frozen.kind == "bert":
         found = models.load_bert(frozen.weights, pool="mean", scan_layers=True)
         tokenizer = data.tokenizer.load(frozen.tokenizer)

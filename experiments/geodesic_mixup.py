@@ -1,8 +1,8 @@
 """Fine-tuning with mixtures (geodesic, or M3CoL's): a trained pair of encoders, and the loss that goes on from there.
 
 The encoders and their evaluations are those of `config.encoders`, such as `experiments.contrastive_gap`; what they
-begin with is a saved run, or one that is trained first (`config.start`). Weights of CLIP are `experiments.clip` with
-`init_from`, and need nothing of this.
+begin with is a saved run, or one that is trained first (`config.start`; empty, as for a plan: nothing). Weights of
+CLIP are `experiments.clip` with `init_from`, and need nothing of this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     if config.encoders == "experiments.geodesic_mixup":
         raise InputError("encoders must name another experiment, such as experiments.contrastive_gap")
     experiment = configs.resolve(f"{config.encoders}.build")(config, workdir)
-    return experiment._replace(pretrained=earlier(config.start, workdir, seed=config.seed))
+    if not config.start:
+        return experiment
+    return experiment._replace(pretrained=earlier(config.start, workdir, seed=config.seed, like=experiment.init))
 
 
 def untouched(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:

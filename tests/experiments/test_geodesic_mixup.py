@@ -46,3 +46,15 @@ def test_bad_input_is_refused_in_words(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             loop.build(config("small", *TINY, *overrides), tmp_path)
+
+
+def test_a_run_of_another_model_is_refused_with_the_first_difference(tmp_path):
+    narrow = ("towers.first.embed_dim=32", "towers.second.embed_dim=32")
+    for name, towers, message in (
+        ("narrow", narrow, r"of shape \(32,\) there and of shape \(64,\) here"),
+        ("deep", ("towers.second.backbone.widths=(76, 256, 256, 256)",), "there and absent here"),
+    ):
+        loop.train(config("start", *FIRST, *towers), tmp_path / name, progress=False)
+        with pytest.raises(InputError, match=message) as refused:
+            loop.build(config("small", *TINY, f"start.run={tmp_path / name}", "start.training={}"), tmp_path)
+        assert str(tmp_path / name) in str(refused.value)
