@@ -108,9 +108,10 @@ def speech_text() -> ml_collections.ConfigDict:
         scan_layers=True,
         backbone=dict(name="speech_transformer", width=512, depth=6, heads=8, bands=80, frames=3000),
     )
-    config.stand_in = (  # what `mixcon plan` takes where the data are not here
+    config.stand_in = (  # what `mixcon plan` takes, which computes no features
         "data.train={'name': 'mixcon.plan.stand_in.Numbers', 'speech': (3000, 80), 'frozen_features': (1024,)}",
         "frozen.kind=given",
+        "frozen.cached=True",
     )
     config.schedule = dict(peak=5e-5, warmup_steps=2_000, decay="cosine", end=0.0)
     config.optimizer = dict(
@@ -141,6 +142,12 @@ def small() -> ml_collections.ConfigDict:
     config.views = ("speech", "image")
     config.tower = perceptron(640)
     config.frozen = dict(kind="labels", embed_dim=32, cached=True, batch_size=500, training=encoder())
+    shapes = "'speech': (640,), 'frozen_features': (32,)"
+    config.stand_in = (  # what `mixcon plan` takes, which neither trains nor embeds
+        f"data.train={{'name': 'mixcon.plan.stand_in.Numbers', {shapes}}}",
+        "frozen.kind=given",
+        "frozen.cached=True",
+    )
     config.mesh.data = 1
     config.schedule = dict(peak=1e-3, warmup_steps=0, decay="constant", end=0.0)
     config.optimizer = dict(name="adam", overrides=((r"logit_scale", dict(freeze=True)),))

@@ -30,7 +30,7 @@ def text(plan: Plan) -> str:
         f"compiled in {plan.compile_seconds:.0f} s; nothing was run, and no figure below was measured",
     ]
     if plan.stand_ins:
-        lines.append(f"not here, and replaced for this: {plan.stand_ins}")
+        lines.append(f"replaced for this: {plan.stand_ins}")
     lines += ["", f"{'memory of one chip':<44}{'GiB':>9}"]
     parts = (
         ("parameters", plan.params),

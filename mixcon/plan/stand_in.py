@@ -38,7 +38,7 @@ class Records:
 
 
 class Numbers:
-    """Records of zeros of the given shapes, for a config's `stand_in`.
+    """Records of zeros of the given shapes, and a label of class 0, for a config's `stand_in`.
 
     Example:
         >>> Numbers(speech=(3000, 80))[0]["speech"].shape
@@ -47,6 +47,7 @@ class Numbers:
 
     def __init__(self, **shapes: tuple[int, ...]):
         self.record: Record = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        self.record["label"] = np.int32(0)
 
     def __len__(self) -> int:
         return NUMBER
@@ -60,22 +61,32 @@ def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
     Evaluations are left out; a training set, a tokenizer or pretrained weights that are not here are stood in for, by
     what the config itself says in `stand_in` (overrides, "data.train={...}") or else by grey images with captions.
+    Nothing is trained or embedded: an earlier run is left out, and a frozen tower always has its `stand_in`.
+
+    Raises:
+      InputError: a frozen tower whose config says no `stand_in`.
     """
     found, replaced = configs.from_json(configs.to_json(config)), []
     with found.unlocked():
-        found.init_from = ""
-        for key in ("evals",):
+        if weights := found.get("init_from", ""):
+            found.init_from = "random"
+            replaced.append(f"the weights in {weights} by random ones")
+        for key in ("evals", "classes"):
             if key in found.data:
                 found.data[key] = {}
         for key in ("zero_shot", "probes"):
             if key in found:
                 found[key] = ()
-        try:
-            configs.call(found.data.train)
-        except InputError:
-            if own := found.get("stand_in", ()):
+        if "start" in found:
+            found.start = {}
+            replaced.append("the run that comes first by its shapes")
+        frozen, own = "frozen" in found, found.get("stand_in", ())
+        if frozen and not own:
+            raise InputError("features of a frozen tower are not computed for a plan; say in stand_in= what stands in")
+        if frozen or not here(found.data.train):
+            if own:
                 found = configs.override(found, [f"--config.{each}" for each in own])
-                replaced.append("whatever is not here by " + ", ".join(own))
+                replaced.append(("a frozen tower" if frozen else "whatever is not here") + " by " + ", ".join(own))
             else:
                 size = found.data.train.get("size") or [found.model.image.image_size] * 2
                 found.data.train = dict(name="mixcon.plan.stand_in.Records", size=tuple(size))
@@ -87,6 +98,15 @@ def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
                 found.tokenizer.path = str(write_tokenizer(workdir / "stand_in.json", found.tokenizer.vocab_size))
                 replaced.append(f"the tokenizer by one of {found.tokenizer.vocab_size:,} tokens")
     return found.lock(), " and ".join(replaced)
+
+
+def here(source: ml_collections.ConfigDict) -> bool:
+    """Whether a source can be opened."""
+    try:
+        configs.call(source)
+    except InputError:
+        return False
+    return True
 
 
 def write_tokenizer(path: pathlib.Path, vocab_size: int) -> pathlib.Path:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mixcon import config as configs
+from mixcon.errors import InputError
 from mixcon.plan import chips, compile
 
 FORMS = {  # millions of parameters, about
@@ -36,3 +37,25 @@ def test_a_full_size_form_traces(name, millions, tmp_path, monkeypatch):
     assert metrics["loss"].shape == ()
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(step.state.params))
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["cwcl:small", "cwcl:small_speakers", "geodesic_mixup:small", "m3col:finetune_small"])
+def test_nothing_is_trained_or_embedded_for_a_plan(name, tmp_path, monkeypatch):
+    """What comes first, another run or the features of a frozen tower, is stood in for by its shapes."""
+
+    def never(*_, **__):
+        raise AssertionError("a plan runs nothing")
+
+    monkeypatch.setattr("mixcon.train.loop.train", never)
+    monkeypatch.setattr("mixcon.train.evaluate.restore", never)
+    monkeypatch.setattr("experiments.cwcl.cached_features", never)
+    file, variant = name.split(":")
+    step = compile.trace(configs.load(f"configs/{file}.py:{variant}"), chips.topology("cpu:8"), tmp_path)
+    assert step.lowered.out_info[1]["loss"].shape == ()
+    assert step.stand_ins
+
+
+def test_a_frozen_tower_without_a_stand_in_is_refused(tmp_path):
+    config = configs.load("configs/cwcl.py:small", ["--config.stand_in=()"])
+    with pytest.raises(InputError, match="stand_in"):
+        compile.trace(config, chips.topology("cpu:1"), tmp_path)
