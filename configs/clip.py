@@ -30,7 +30,9 @@ def base() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.experiment = "experiments.clip"  # module with build(config, workdir)
     config.seed = 0  # of initialisation, data order, augmentation and dropout
-    config.init_from = ""  # folder of pretrained weights (Hugging Face or OpenAI CLIP layout, safetensors)
+    config.init_from = ""  # folder or file of pretrained weights: CLIP, SigLIP or a plain ViT, safetensors
+    config.init_parts = ()  # which of image, text, image_projection, text_projection, logit_scale; () takes all of it
+    config.init_options = {}  # what its files do not say: activation, image_heads, text_heads, eos_id
     config.ema = 0.0  # decay of the parameter average; 0 keeps none
     config.nonfinite = "stop"  # "skip" leaves out steps whose loss is not finite, and counts them
     config.log_every = 10  # steps between lines of metrics

@@ -44,7 +44,7 @@ def coco(dim: int) -> ml_collections.ConfigDict:
     """Fine-tuning: every weight is trained, and decayed, at a small constant rate; batch 64, 9 epochs."""
     config = clip.published(size="B/32", embed_dim=dim, text_width=512, text_heads=8, peak=1e-6)
     config.init_from = "clip-vit-base-patch32"  # a folder with config.json and safetensors
-    config.new_projections = True  # of model.embed_dim, instead of those in the folder
+    config.init_parts = ("image", "text")  # the projections, to model.embed_dim, and the temperature are new
     config.batch_size = 64
     config.steps = 9 * COCO // 64
     config.eval_every = COCO // 64

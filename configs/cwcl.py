@@ -37,16 +37,19 @@ def get_config(arg: str = "image_text") -> ml_collections.ConfigDict:
 
 
 def image_text() -> ml_collections.ConfigDict:
-    """CC12M and YFCC15M, 27 million pairs; the image tower comes from `init_from` and stays as it is."""
+    """CC12M and YFCC15M, 27 million pairs; the image tower comes from `init_from`, a ViT, and stays as it is."""
     config = clip.published(size="L/16", embed_dim=1024, text_width=1024, text_heads=16, peak=1e-3)
     config.batch_size = 16_384
     config.steps = 60_000
     config.eval_every = 5_000
+    config.init_from = "vit-large-patch16-224-in21k"  # a folder with config.json and safetensors, or a file of timm's
+    config.init_parts = ("image",)  # of a CLIP, too, no more than that
+    config.image_mean = config.image_std = (0.5, 0.5, 0.5)  # as the ViT was trained
     config.augment = ()  # a frozen tower sees the image as it is
     config.model.image = dict(name="vit", size="L/16", image_size=224, pool="cls")
     config.model.image_projection = "none"  # the tower's own features are the space
     config.model.locked = ("image",)  # no gradient, no dropout
-    config.model.text.update(depth=24, causal=False, pool="mean", pad_id=0)
+    config.model.text.update(depth=24, causal=False, pool="mean")
     config.model.logit_scale = 1 / 0.07
     config.schedule = dict(peak=1e-3, warmup_steps=10_000, decay="cosine", end=0.0)
     config.optimizer = dict(

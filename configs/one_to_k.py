@@ -4,7 +4,8 @@
 caption) and `text_<language>`. `finetune`: retrieval fine-tuning on one language, captions of one image sharing the
 target by `image_id`. All three with ViT-B/16 as the image encoder, where the paper has Swin-B, and from scratch: the
 paper starts from Swin-B and every second layer of XLM-R-large. `small`: emoji and their names in four languages,
-minutes on two CPU cores; `small18`: in all 18 languages of that set. `multi30k`: captions of Multi30K without images, English in the image's place; seconds.
+minutes on two CPU cores; `small18`: in all 18 languages of that set. `multi30k`: captions of Multi30K without images,
+English in the image's place; seconds.
 """
 
 import ml_collections
@@ -35,7 +36,7 @@ def get_config(arg: str = "ccrk10") -> ml_collections.ConfigDict:
 def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
     """What all with images share; every key that the experiment and the loop read."""
     config = clip.base()
-    for key in ("init_from", "zero_shot", "probes", "logit_scale_range"):
+    for key in ("init_from", "init_parts", "init_options", "zero_shot", "probes", "logit_scale_range"):
         del config[key]
     config.experiment = "experiments.one_to_k"  # module with build(config, workdir)
     config.captions = dict(

@@ -24,6 +24,7 @@ from mixcon.train.objective import pair_objective
 from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState, stream
 
 EVAL_BATCH = 256
+RANDOM = "random"  # as `init_from`: no weights, though towers are locked, as to plan a run
 TOKENIZER_TEXTS = 100_000  # captions that a tokenizer is trained on, at most
 
 
@@ -105,40 +106,52 @@ def prepare_tokenizer(config: ml_collections.ConfigDict, workdir: pathlib.Path, 
 
 
 def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer) -> tuple[dict, tuple | None]:
-    """The model in plain words and, with `init_from`, its pretrained parameters and statistics."""
-    spec = configs.plain(config.model)
-    if config.init_from:
-        found = models.load_clip(config.init_from, scan_layers=config.model.scan_layers)
+    """The model in plain words and, where parts of it are loaded, its parameters and statistics."""
+    spec, found = configs.plain(config.model), loaded(config)
+    if (homeless := sorted(set(spec.get("locked", ())) - set(found.params))) and config.init_from != RANDOM:
+        raise InputError(
+            f"model.locked names {', '.join(homeless)}, which would stay random: set init_from to a folder of "
+            f"weights (a CLIP, a SigLIP, a plain ViT), or to {RANDOM!r} where the numbers do not matter"
+        )
+    if "text" in found.params:
         text = found.spec["text"]
-        if tokenizer.vocab_size > text["vocab_size"] or text["eos_id"] not in (None, tokenizer.eos_id):
+        is_bert, folder = text["name"] == "bert", config.get("text_init_from", "") or config.init_from
+        spare = text["vocab_size"] - tokenizer.vocab_size
+        if spare < 0 or (is_bert and spare) or text.get("eos_id") not in (None, tokenizer.eos_id):
             raise InputError(
                 f"the tokenizer ({tokenizer.vocab_size} tokens, end of text {tokenizer.eos_id}) is not that of the "
-                f"weights in {config.init_from} ({text['vocab_size']}, {text['eos_id']}); "
-                "set tokenizer.path to the tokenizer.json that belongs to them"
+                f"weights in {folder} ({text['vocab_size']}, {text.get('eos_id')}); set tokenizer.path to the "
+                f"{'vocab.txt' if is_bert else 'tokenizer.json'} that belongs to them"
             )
-        if config.get("new_projections", False):
-            key, sizes = stream(config.seed, "init", 0), {name: spec[name] for name in ("embed_dim", "logit_scale")}
-            found = models.with_new_projections(found, key, **sizes)
-        return found.spec | {key: spec[key] for key in ("dtype", "remat", "scan_layers")}, (found.params, found.extra)
-    if config.get("text_init_from", ""):  # a BERT under the text side; the rest starts anew
-        found = models.load_bert(config.text_init_from, scan_layers=config.model.scan_layers)
-        if tokenizer.vocab_size != found.spec["vocab_size"]:
-            raise InputError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the weights in {config.text_init_from} "
-                f"{found.spec['vocab_size']}; set tokenizer.path to the vocab.txt that belongs to them"
-            )
-        length = min(spec["text"]["context_length"], found.spec["context_length"])
-        spec["text"] = found.spec | {"context_length": length, "dropout": spec["text"]["dropout"]}
-        text = found.params | {"pos_embed": found.params["pos_embed"][:length]}
-        params, extra = jax.device_get(
-            jax.jit(models.functional(models.build(spec)).init)(stream(config.seed, "init", 0))
+    else:
+        pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
+        ids = {"vocab_size": tokenizer.vocab_size, "pad_id": pad_id}
+        if spec["text"]["name"] == "text_transformer":  # the tower that may pool at the end token
+            ids["eos_id"] = tokenizer.eos_id
+        spec["text"] |= ids
+    if not found.params:
+        return spec, None
+    whole = models.complete(spec, found, stream(config.seed, "init", 0))
+    return whole.spec, (whole.params, whole.extra)
+
+
+def loaded(config: ml_collections.ConfigDict) -> models.Pretrained:
+    """The parts whose weights the config names: of `init_from`, and a BERT as the text tower."""
+    found, scan_layers = models.Pretrained({}, {}, {}), config.model.scan_layers
+    if config.init_from not in ("", RANDOM):
+        load = configs.partial({"name": "mixcon.models.load_towers", **config.get("init_options", {})})
+        whole = load(config.init_from, scan_layers=scan_layers)
+        found = models.select(whole, tuple(config.get("init_parts", ())))
+    if folder := config.get("text_init_from", ""):
+        if "text" in found.params:
+            raise InputError("init_from and text_init_from both have a text tower; leave it out in init_parts")
+        text = models.load_bert(folder, scan_layers=scan_layers)
+        length = min(config.model.text.context_length, text.spec["context_length"])
+        params = text.params | {"pos_embed": text.params["pos_embed"][:length]}
+        found = models.Pretrained(
+            found.spec | {"text": text.spec | {"context_length": length}}, found.params | {"text": params}, found.extra
         )
-        return spec, (params | {"text": text}, extra)
-    pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
-    ids = {"vocab_size": tokenizer.vocab_size, "pad_id": pad_id}
-    if spec["text"]["name"] == "text_transformer":  # the tower that may pool at the end token
-        ids["eos_id"] = tokenizer.eos_id
-    return spec | {"text": spec["text"] | ids}, None
+    return found
 
 
 def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_texts: Callable) -> dict[str, Evaluator]:

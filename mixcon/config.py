@@ -141,8 +141,12 @@ def refuse_unknown_key(path: str, config: ml_collections.ConfigDict, override: s
     if written is None:
         return
     key, known = written[1], dict(flatten(config))
-    holder = key.rpartition(".")[0]
-    if key in known or f"{holder}.name" in known or any(name.startswith(f"{key}.") for name in known):
+    *holders, last = key.split(".")
+    inside: Any = config
+    for holder in holders:
+        inside = inside.get(holder, {}) if isinstance(inside, ml_collections.ConfigDict) else {}
+    is_here = isinstance(inside, ml_collections.ConfigDict) and last in inside  # with a value, or an empty dict
+    if is_here or f"{'.'.join(holders)}.name" in known:
         return
     raise InputError(f"unknown config key {key!r} in {path}: {nearest(key, known)}")
 

@@ -13,13 +13,16 @@ from mixcon.models.heads import LogitScale, Prototypes, clamp_logit_scale, l2_no
 from mixcon.models.modified_resnet import modified_resnet
 from mixcon.models.multimodal import multimodal_classifier
 from mixcon.models.multiview import multiview_tower
-from mixcon.models.pretrained import Pretrained, load_bert, load_clip, stack_blocks, with_new_projections
+from mixcon.models.parts import complete, select
+from mixcon.models.pretrained import load_clip, load_towers
+from mixcon.models.pretrained_towers import load_bert, load_vit
 from mixcon.models.projected import projected, relu_mlp
 from mixcon.models.regressors import lstnet, mlp
 from mixcon.models.resnet import resnet
 from mixcon.models.speech import speech_transformer
 from mixcon.models.text import text_transformer
 from mixcon.models.vit import sincos_2d, vit
+from mixcon.models.weights import Pretrained, stack_blocks
 
 __all__ = [
     "LogitScale",
@@ -30,6 +33,7 @@ __all__ = [
     "build",
     "clamp_logit_scale",
     "classifier",
+    "complete",
     "conv_net",
     "count",
     "dual_encoder",
@@ -41,6 +45,8 @@ __all__ = [
     "l2_normalize",
     "load_bert",
     "load_clip",
+    "load_towers",
+    "load_vit",
     "lstnet",
     "map_with_path",
     "mlp",
@@ -53,11 +59,11 @@ __all__ = [
     "read_logit_scale",
     "relu_mlp",
     "resnet",
+    "select",
     "sincos_2d",
     "speech_transformer",
     "stack_blocks",
     "text_transformer",
     "unflatten",
     "vit",
-    "with_new_projections",
 ]

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from mixcon.errors import InputError
 from mixcon.models import layouts
 from mixcon.models.functional import Params, flatten, unflatten
-from mixcon.models.pretrained import ACTIVATIONS
+from mixcon.models.weights import ACTIVATIONS
 
 NAMES = {  # ours -> theirs; where several of theirs are the same, the first
     ours: next(theirs for theirs, same in ACTIVATIONS.items() if same == ours) for ours in set(ACTIVATIONS.values())

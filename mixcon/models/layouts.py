@@ -1,4 +1,4 @@
-"""Where published CLIP, SigLIP and BERT checkpoints keep each of our parameters, and how the one becomes the other.
+"""Where published CLIP, SigLIP, BERT and ViT weights keep each of our parameters, and how the one becomes the other.
 
 PyTorch keeps Linear weights as [out, in] and convolutions as [out, in, height, width].
 """
@@ -91,6 +91,13 @@ BERT = (
 )
 
 
+VIT = (
+    *("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense", "attention.output.dense"),
+    *("attention.attention.", ("query.", "key.", "value.")),
+)
+TIMM = ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.proj", "attn.qkv.", ())
+
+
 def _transformer(path: str, source: str, tower: Tower, names: tuple) -> Iterator[Entry]:
     norm1, norm2, fc1, fc2, out, attention, separate = names
     for i in range(tower.depth):
@@ -152,6 +159,28 @@ def bert(text: Tower) -> Iterator[Entry]:
         yield Entry(f"{ours}_embed", (f"embeddings.{theirs}_embeddings.weight",), SAME)
     yield from _norm("norm", "embeddings.LayerNorm")
     yield from _transformer("", "encoder.layer", text, BERT)
+
+
+def vit(image: Tower) -> Iterator[Entry]:
+    """Names of `transformers`' ViTModel, without what comes before them in a ViTForSomething."""
+    names = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+    yield from _plain_vit(image, *names, "layernorm", "encoder.layer", VIT)
+
+
+def timm_vit(image: Tower) -> Iterator[Entry]:
+    """Names of timm's VisionTransformer with a class token."""
+    yield from _plain_vit(image, "cls_token", "pos_embed", "patch_embed.proj", "norm", "blocks", TIMM)
+
+
+def _plain_vit(
+    image: Tower, token: str, positions: str, patches: str, norm: str, blocks: str, names: tuple
+) -> Iterator[Entry]:
+    yield Entry("cls_token", (token,), Rule(lambda x: x.reshape(x.shape[-1:]), lambda x: (x[None, None],)))
+    yield Entry("pos_embed", (positions,), Rule(lambda x: x.reshape(x.shape[-2:]), lambda x: (x[None],)))
+    yield Entry("patch_embed/kernel", (f"{patches}.weight",), _patches(image.patch))
+    yield Entry("patch_embed/bias", (f"{patches}.bias",), SAME)
+    yield from _norm("norm", norm)
+    yield from _transformer("", blocks, image, names)
 
 
 def openai_text(text: Tower) -> Iterator[Entry]:

@@ -10,7 +10,7 @@ import pytest
 from mixcon.errors import InputError
 from mixcon.models import functional, vit
 from mixcon.models.layers import ACTIVATIONS, Block, BlockConfig, LayerNorm, drop_path, dropout, float_dtype
-from mixcon.models.pretrained import stack_blocks
+from mixcon.models.weights import stack_blocks
 
 WIDTH, HEADS, TOKENS = 12, 3, 5
 CONFIG = BlockConfig(width=WIDTH, depth=2, heads=HEADS, mlp_dim=20, activation="quick_gelu", norm_eps=1e-5)

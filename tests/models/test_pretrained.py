@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mixcon.errors import InputError
-from mixcon.models import build, flatten, functional, load_clip, with_new_projections
+from mixcon.models import build, complete, flatten, functional, load_clip, select
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip_towers.npz"
 
@@ -90,20 +90,25 @@ def test_other_heads_change_the_output(golden, openai_vit_file):
     assert distance(apply(loaded, images, method=image_features), golden["out/vit"]) > 1e-3
 
 
-def test_new_projections_leave_the_towers_as_they_are(golden, openai_vit_file):
+def test_parts_that_are_not_taken_are_those_of_the_config(golden, openai_vit_file):
     loaded = load_clip(openai_vit_file, image_heads=2, text_heads=2)
-    changed = with_new_projections(loaded, jax.random.key(0), embed_dim=5, logit_scale=100.0)
+    assert select(loaded).params == loaded.params
+    spec = {**loaded.spec, "embed_dim": 5, "logit_scale": 100.0, "locked": ("image",), "text_projection": "mlp"}
+    spec["image"] = {"name": "vit", "size": "B/16", "patch_dropout": 0.5}
     images = golden["in/image_vit"].transpose(0, 2, 3, 1)
+    changed = complete(spec, select(loaded, ("image", "text")), jax.random.key(0))
     assert apply(changed, images, method="encode_image").shape == (len(images), 5)
     assert float(np.exp(changed.params["logit_scale"]["log"])) == pytest.approx(100, rel=1e-5)
-    before, after = flatten(loaded.params), flatten(changed.params)
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        if not name.startswith(("image_projection", "text_projection", "logit_scale")):
-            assert after[name] is value
-    bare = loaded._replace(params={k: v for k, v in loaded.params.items() if k != "image_projection"})
-    with pytest.raises(InputError, match="image_projection"):
-        with_new_projections(bare, jax.random.key(0), embed_dim=5, logit_scale=100.0)
+    assert changed.spec["locked"] == ("image",)
+    assert changed.spec["image"] == loaded.spec["image"] | {"patch_dropout": 0.5}
+    assert "layers" in changed.params["text_projection"]  # of an MLP
+    for tower in ("image", "text"):
+        assert changed.params[tower] is loaded.params[tower]
+    with_scale = complete(spec | {"logit_bias": -10.0}, select(loaded, ("logit_scale", "image")), jax.random.key(0))
+    assert with_scale.spec["logit_bias"] is None
+    assert with_scale.params["logit_scale"] is loaded.params["logit_scale"]
+    with pytest.raises(InputError, match="the weights have no head; they have image, image_projection, logit_scale"):
+        select(loaded, ("head",))
 
 
 def test_stacked_blocks_give_the_same_embeddings(golden, openai_vit_file):

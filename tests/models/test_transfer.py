@@ -11,7 +11,17 @@ from safetensors.numpy import load_file, save_file
 
 from mixcon.data import tokenizer as tokenizers
 from mixcon.errors import InputError
-from mixcon.models import build, export_clip, flatten, functional, load_bert, load_clip, stack_blocks
+from mixcon.models import (
+    build,
+    export_clip,
+    flatten,
+    functional,
+    load_bert,
+    load_clip,
+    load_towers,
+    load_vit,
+    stack_blocks,
+)
 from mixcon.models.export import with_end_token
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -199,6 +209,59 @@ def test_bert_of_transformers(tmp_path, kind):
     np.testing.assert_allclose(np.asarray(states)[real], expected[real], rtol=0, atol=2e-5)
     pooled, _ = functional(build(spec)).apply(params, {}, ids)
     np.testing.assert_array_equal(pooled, states[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification", "timm"])
+def test_plain_vit_of_transformers_and_of_timm(tmp_path, kind):
+    """timm's names are given to the same arrays, with q, k, v stacked as there."""
+    torch, transformers = peers()
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=16, patch_size=8,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = getattr(transformers, "ViTModel" if kind == "timm" else kind)(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path
+    if kind == "timm":
+        path, state = tmp_path / "timm.safetensors", load_file(tmp_path / "model.safetensors")
+        changes = {
+            "patch_embeddings.projection": "patch_embed.proj", "position_embeddings": "pos_embed", "embeddings.": "",
+            "encoder.layer": "blocks", "layernorm_before": "norm1", "layernorm_after": "norm2",
+            "attention.output.dense": "attn.proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+            "attention.attention.": "attn.", "layernorm": "norm",
+        }  # fmt: skip
+        renamed = {name: array for name, array in state.items() if not name.startswith("pooler")}
+        for old, new in changes.items():
+            renamed = {name.replace(old, new): array for name, array in renamed.items()}
+        for name in [name for name in renamed if ".query." in name]:
+            parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+            renamed[name.replace("query", "qkv")] = np.concatenate(parts)
+        save_file(renamed | {"head.weight": np.zeros((5, 24), np.float32)}, path)
+    spec, params, extra = load_vit(path, **({"heads": 3} if kind == "timm" else {}))
+    assert not extra
+    encoder = theirs.vit if kind == "ViTForImageClassification" else theirs
+    expected = encoder(torch.tensor(IMAGES.transpose(0, 3, 1, 2))).last_hidden_state[:, 0].detach().numpy()
+    features, _ = functional(build(spec)).apply(params, {}, IMAGES)
+    np.testing.assert_allclose(features, expected, rtol=0, atol=2e-5)
+    whole = load_towers(path, **({"image_heads": 3} if kind == "timm" else {}))
+    assert whole.spec == {"image": spec}
+    jax.tree.map(np.testing.assert_array_equal, whole.params, {"image": params})
+
+
+def test_what_is_no_plain_vit_is_refused(tmp_path):
+    save_file({"cls_token": np.zeros((1, 1, 8), np.float32), "reg_token": np.zeros(3, np.float32)}, tmp_path / "a")
+    with pytest.raises(InputError, match="Unexpected: reg_token"):
+        load_vit(tmp_path / "a")
+    save_file({"embeddings.cls_token": np.zeros((1, 1, 8), np.float32)}, tmp_path / "a")
+    with pytest.raises(InputError, match=r"needs its config\.json"):
+        load_towers(tmp_path / "a")
+    save_file({"visual.proj": np.zeros((1, 8), np.float32)}, tmp_path / "a")
+    with pytest.raises(InputError, match="not a plain ViT"):
+        load_vit(tmp_path / "a")
 
 
 def test_a_file_in_openais_layout_follows_the_config_beside_it(drawn, tmp_path):
