@@ -41,6 +41,7 @@ def published(dataset: str) -> ml_collections.ConfigDict:
     """Fine-tuning of all weights in nine epochs of batches of 128, with a fixed temperature."""
     config = clip.published(size="B/32", embed_dim=512, text_width=512, text_heads=8, peak=1e-5)
     config.init_from = "clip-vit-base-patch32"  # a folder with config.json and safetensors
+    config.init_parts = ("image", "text", "image_projection", "text_projection")  # not its temperature
     config.batch_size = 128
     epoch = PAIRS[dataset] // 128
     config.steps = 9 * epoch

@@ -77,6 +77,18 @@ def test_a_locked_tower_without_weights_is_refused_unless_asked_for(weights):
         clip.describe_model(config, tokenizer)
 
 
+@pytest.mark.parametrize("form", ["geodesic_mixup.py:m3mix_flickr", "m3col.py:finetune_flickr"])
+def test_a_fixed_temperature_is_the_configs_not_the_weights_own(weights, form):
+    for scale in (100.0, 20.0):
+        config, spec, params = described(f"configs/{form}", weights, f"model.logit_scale={scale}")
+        assert float(np.exp(params["logit_scale"]["log"])) == pytest.approx(scale)
+        assert spec["embed_dim"] == 12
+        found = models.load_clip(weights, scan_layers=True).params
+        for part in ("image", "text", "image_projection", "text_projection"):
+            jax.tree.map(np.testing.assert_array_equal, params[part], found[part])
+        assert config.optimizer.overrides[0] == ("logit_scale", {"freeze": True})
+
+
 def test_new_projections_have_the_configs_width(weights):
     _, spec, params = described("configs/contrastive_gap.py:coco32", weights)
     assert spec["embed_dim"] == 32
