@@ -109,11 +109,13 @@ def published(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
     )
     config.sharding.rules = (*config.sharding.rules, (r"cross/[qkv]/kernel$", (None, "model")))
     config.schedule = dict(peak=1e-4, warmup_steps=23_203, decay="linear", end=0.0)  # 3 %
+    new = "cross/|_projection/|match_|word_"
     config.optimizer = dict(
         name="adamw", b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01, clip_norm=1.0,
-        overrides=(
+        overrides=(  # the first that fits; what no pre-trained encoder has learns faster, its biases and norms too
+            (rf"({new}).*(bias|scale)$", dict(lr_scale=2.0, weight_decay=0.0)),
+            (new, dict(lr_scale=2.0)),
             (r"bias$|scale$|logit_scale", dict(weight_decay=0.0)),
-            (r"cross/|_projection/|match_|word_", dict(lr_scale=2.0)),  # what no pre-trained encoder has
         ),
     )  # fmt: skip
     return config

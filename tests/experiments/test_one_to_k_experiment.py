@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mixcon import config as configs
+from mixcon import models
 from mixcon.errors import InputError
 from mixcon.train import loop
+from mixcon.train.optim import label_by_path
 from mixcon.train.state import init_state
 
 LINES = (
@@ -94,3 +96,19 @@ def test_bad_input_is_refused_in_words(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             loop.build(config(*TINY, *data, *overrides), tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["ccrk10", "finetune"])
+def test_every_new_parameter_learns_twice_as_fast_and_no_bias_or_norm_decays(variant):
+    made = config(*TINY[4:], "model.depth=1", "model.text.heads=2", variant=variant)
+    spec = configs.plain(made.model)
+    spec["text"] |= {"vocab_size": 20, "pad_id": 0}
+    params, _ = jax.eval_shape(models.functional(models.build(spec)).init, jax.random.key(0))
+    how = dict(configs.plain(made.optimizer.overrides))
+    labels = models.flatten(label_by_path(params, tuple(how)))
+    assert any("cross/" in path for path in labels)
+    for path, label in labels.items():
+        new = path.startswith(("match_", "word_", "image_projection/", "text_projection/")) or "/cross/" in path
+        assert how.get(label, {}).get("lr_scale", 1.0) == (2.0 if new else 1.0), path
+        if path.endswith(("bias", "scale")):
+            assert how[label]["weight_decay"] == 0.0, path
