@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+from mixcon.errors import InputError
 from mixcon.evals import artifacts
 from mixcon.evals.gap import gap_report
 from mixcon.evals.geometry import alignment, uniformity
@@ -26,54 +28,66 @@ THUMBNAIL = 64  # pixels
 NEGATIVES = 2_000  # sampled for the histogram
 
 
-def retrieval_report(image_ND: np.ndarray, text_ND: np.ndarray, records: Sequence[Mapping], *, name: str) -> Yielded:
+def retrieval_report(
+    image_ND: np.ndarray, text_ND: np.ndarray, records: Sequence[Mapping], *, name: str, image_id: str = ""
+) -> Yielded:
     """Retrieval in both directions with grids of examples, alignment, uniformity, the modality gap, similarities.
+
+    An image with several captions, each in a record of its own, is one candidate, and one query to which any of its
+    captions is right. So is any other caption of the same words: nothing can tell them apart.
 
     Args:
       image_ND, text_ND: unit rows; row i of one belongs to row i of the other.
-      records: N of them, random access, with `image` (uint8 [h, w, 3]) and `text`. Equal texts are positives of
-        each other: no caption can tell their images apart.
+      records: N of them, random access, with `image` (uint8 [h, w, 3]) and `text`.
       name: of the set, for titles.
+      image_id: see `pictures`.
 
     Yields:
       `(metric, float)` and `(artifact, arrays)`.
     """
     texts = np.asarray([record["text"] for record in records])
-    _, captions = np.unique(texts, return_inverse=True)
-    yield from image_text_retrieval(image_ND, text_ND, image_ids=captions, text_ids=captions).items()
+    _, words_N = np.unique(texts, return_inverse=True)
+    shown_N = pictures(records, image_id)
+    _, first_G = np.unique(shown_N, return_index=True)  # the row that stands for each image
+    words_GP = _lists(shown_N, words_N)
+    gallery_GD = image_ND[first_G]
+    yield from image_text_retrieval(gallery_GD, text_ND, image_ids=words_GP, text_ids=words_N).items()
     yield "alignment", alignment(image_ND, text_ND)
-    for side, rows in (("image", image_ND), ("text", text_ND)):
+    for side, rows in (("image", gallery_GD), ("text", text_ND)):
         yield f"uniformity/{side}", uniformity(rows)
-    yield from ((f"gap/{key}", value) for key, value in gap_report(image_ND, text_ND).items())
+    yield from ((f"gap/{key}", value) for key, value in gap_report(gallery_GD, text_ND[first_G]).items())
 
-    chosen = spaced(len(records), QUERIES)
-    note = f"{len(records)} candidates; queries spread evenly over the set."
-    for side, query, corpus in (("image_to_text", image_ND, text_ND), ("text_to_image", text_ND, image_ND)):
-        best = top_k(query[chosen], corpus, min(RESULTS, len(corpus)))[1]
-        images = {
-            "query_images": thumbnails(records, chosen),
-            "result_texts": texts[best],
-            "truth_texts": texts[chosen],
-        }
-        if side == "text_to_image":
-            found = thumbnails(records, best.ravel())
-            images = {
-                "query_texts": texts[chosen],
-                "result_images": found.reshape(*best.shape, *found.shape[1:]),
-                "truth_images": thumbnails(records, chosen),
-            }
-        yield (
-            f"grid/{side}",
-            artifacts.retrieval_grid(
-                **images,
-                result_correct=captions[best] == captions[chosen][:, None],
-                ranks=ranks(query[chosen], corpus, relevant=(captions[chosen], captions)),
-                title=f"{side.replace('_', ' ').capitalize()}, {name}",
-                caption=note,
-            ),
-        )
+    asked, spoken = spaced(len(first_G), QUERIES), spaced(len(records), QUERIES)
+    note = "{} candidates; queries spread evenly over the set."
+    best = top_k(gallery_GD[asked], text_ND, min(RESULTS, len(text_ND)))[1]
+    yield (
+        "grid/image_to_text",
+        artifacts.retrieval_grid(
+            query_images=thumbnails(records, first_G[asked]),
+            result_texts=texts[best],
+            truth_texts=texts[first_G[asked]],
+            result_correct=(words_GP[asked][:, None] == words_N[best][:, :, None]).any(-1),
+            ranks=ranks(gallery_GD[asked], text_ND, relevant=(words_GP[asked], words_N)),
+            title=f"Image to text, {name}",
+            caption=note.format(len(text_ND)),
+        ),
+    )
+    best = top_k(text_ND[spoken], gallery_GD, min(RESULTS, len(gallery_GD)))[1]
+    found = thumbnails(records, first_G[best.ravel()])
+    yield (
+        "grid/text_to_image",
+        artifacts.retrieval_grid(
+            query_texts=texts[spoken],
+            result_images=found.reshape(*best.shape, *found.shape[1:]),
+            truth_images=thumbnails(records, spoken),
+            result_correct=(words_N[spoken][:, None, None] == words_GP[best]).any(-1),
+            ranks=ranks(text_ND[spoken], gallery_GD, relevant=(words_N[spoken], words_GP)),
+            title=f"Text to image, {name}",
+            caption=note.format(len(gallery_GD)),
+        ),
+    )
     left, right = np.random.default_rng(0).integers(0, len(records), (2, NEGATIVES))
-    other = captions[left] != captions[right]
+    other = ~(words_GP[shown_N[left]] == words_N[right][:, None]).any(-1)
     yield (
         "similarities",
         artifacts.histogram(
@@ -83,6 +97,44 @@ def retrieval_report(image_ND: np.ndarray, text_ND: np.ndarray, records: Sequenc
             caption="Matching pairs against pairs drawn at random.",
         ),
     )
+
+
+def pictures(records: Sequence[Mapping], image_id: str = "") -> np.ndarray:
+    """Which picture each record shows, numbered as they first occur: [N] int.
+
+    Args:
+      records: N of them.
+      image_id: a field, equal in records of the same picture. "" takes the name of the file, which `image_folder` and
+        `mixcon data pack` leave (`file`, `key`), where the pixels are the same, too (shards may number alike); without
+        it every record is a picture of its own.
+
+    Raises:
+      InputError: records without that field.
+
+    Example:
+      >>> pictures([{"id": 7}, {"id": 7}, {"id": 3}], "id").tolist()
+      [0, 0, 1]
+    """
+
+    def identity(row: int, record: Mapping) -> object:
+        if image_id:
+            if image_id not in record:
+                raise InputError(f"image_id: records have no field {image_id!r}; they have {', '.join(sorted(record))}")
+            return record[image_id]
+        file = record.get("file", record.get("key"))
+        return row if file is None else (file, hashlib.blake2b(np.asarray(record["image"]).tobytes()).digest())
+
+    numbers: dict[object, int] = {}
+    return np.asarray([numbers.setdefault(identity(row, record), len(numbers)) for row, record in enumerate(records)])
+
+
+def _lists(group_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
+    """The values of each group, [G, P] padded with -1."""
+    order = np.argsort(group_N, kind="stable")
+    sizes_G = np.bincount(group_N)
+    lists_GP = np.full((len(sizes_G), sizes_G.max()), -1)
+    lists_GP[np.arange(sizes_G.max()) < sizes_G[:, None]] = value_N[order]
+    return lists_GP
 
 
 def map_report(

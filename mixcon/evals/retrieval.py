@@ -21,20 +21,28 @@ TIE = 1e-6
 
 
 def _positives(relevant: Any, queries: int, corpus: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`relevant` as identities: wanted [Q, P] (-2 where unused), that of each corpus row [C], positives per query."""
+    """`relevant` as identities: wanted [Q, P] (-2 where unused), those of each corpus row [C, P'] (-3 where unused), of
+    which one is enough, and the number of positives of each query.
+    """
     if relevant is None:
         if queries != corpus:
             raise InputError(f"relevant=None pairs query i with corpus row i, but there are {queries} queries and "
                              f"{corpus} corpus rows. Pass each query's positive, or (query_ids, corpus_ids).")
         relevant = np.arange(queries)
     if isinstance(relevant, tuple):
-        query_ids, corpus_ids = (np.asarray(jax.device_get(ids)) for ids in relevant)
-        if query_ids.shape != (queries,) or corpus_ids.shape != (corpus,):
-            raise InputError(f"relevant=(query_ids, corpus_ids) must have shapes ({queries},) and ({corpus},); "
-                             f"they are {query_ids.shape} and {corpus_ids.shape}.")
-        _, codes = np.unique(np.concatenate([query_ids, corpus_ids]), return_inverse=True)
-        wanted, identity = codes[:queries, None].astype(np.int32), codes[queries:].astype(np.int32)
-        return wanted, identity, np.bincount(identity, minlength=codes.max() + 1)[wanted[:, 0]]
+        sides = [np.asarray(jax.device_get(ids)) for ids in relevant]
+        shapes = [ids.shape for ids in sides]
+        rows = [shape[:1] for shape in shapes]
+        if rows != [(queries,), (corpus,)] or sorted(map(len, shapes)) not in ([1, 1], [1, 2]):
+            raise InputError(f"relevant=(query_ids, corpus_ids) must have shapes ({queries},) and ({corpus},), or one "
+                             f"of them a second axis, of several ids; they are {shapes[0]} and {shapes[1]}.")
+        _, codes = np.unique(np.concatenate([ids.ravel() for ids in sides]), return_inverse=True)
+        wanted, identity = (
+            _each_once(code.reshape(len(ids), -1), padding=ids == PADDING if ids.ndim == 2 else False, unused=unused)
+            for ids, code, unused in zip(sides, np.split(codes.ravel(), [sides[0].size]), (-2, -3), strict=True)
+        )
+        tally = np.bincount(identity[identity >= 0], minlength=codes.max() + 1)
+        return wanted, identity, np.where(wanted >= 0, tally[wanted], 0).sum(1)
     index = np.asarray(jax.device_get(relevant))
     index = index[:, None] if index.ndim == 1 else index
     if index.ndim != 2 or len(index) != queries or not np.issubdtype(index.dtype, np.integer):
@@ -43,16 +51,22 @@ def _positives(relevant: Any, queries: int, corpus: int) -> tuple[np.ndarray, np
     if index.max() >= corpus or index.min() < PADDING:
         raise InputError(f"relevant names corpus row {index.max() if index.max() >= corpus else index.min()}; "
                          f"rows are 0..{corpus - 1}, and -1 pads.")
-    index = np.sort(index, axis=1)
-    counted = (index >= 0) & (np.diff(index, axis=1, prepend=-1) != 0)  # an index named twice is one positive
-    return np.where(index < 0, -2, index).astype(np.int32), np.arange(corpus, dtype=np.int32), counted.sum(1)
+    wanted = _each_once(index, padding=index < 0, unused=-2)
+    return wanted, np.arange(corpus, dtype=np.int32)[:, None], (wanted >= 0).sum(1)
+
+
+def _each_once(ids: np.ndarray, *, padding: np.ndarray | bool, unused: int) -> np.ndarray:
+    """Rows of ids, sorted, with `unused` for padding and for what is named twice."""
+    ids = np.sort(np.where(padding, -1, ids), axis=1)
+    counted = (ids >= 0) & (np.diff(ids, axis=1, prepend=-1) != 0)
+    return np.where(counted, ids, unused).astype(np.int32)
 
 
 @jax.jit
-def _rank(query_qD, wanted_qP, skip_q, corpus_TcD, position_Tc, identity_Tc, longest):
-    def tile_scores(corpus_cD, position_c, identity_c):
+def _rank(query_qD, wanted_qP, skip_q, corpus_TcD, position_Tc, identity_TcP, longest):
+    def tile_scores(corpus_cD, position_c, identity_cP):
         there_qc = (position_c[None] != PADDING) & (position_c[None] != skip_q[:, None])
-        positive_qc = jnp.any(wanted_qP[:, :, None] == identity_c[None, None], axis=1) & there_qc
+        positive_qc = jnp.any(wanted_qP[:, :, None, None] == identity_cP.T[None, None], axis=(1, 2)) & there_qc
         return dots(query_qD, corpus_cD), positive_qc, there_qc & ~positive_qc
 
     def best_positive(best_q, tile):
@@ -63,7 +77,7 @@ def _rank(query_qD, wanted_qP, skip_q, corpus_TcD, position_Tc, identity_Tc, lon
         scores_qc, _, negative_qc = tile_scores(*tile)
         return ahead_q + jnp.sum(negative_qc & (scores_qc >= bar_q[:, None]), axis=1, dtype=jnp.int32), None
 
-    tiles = corpus_TcD, position_Tc, identity_Tc
+    tiles = corpus_TcD, position_Tc, identity_TcP
     nothing_q = jnp.full(len(query_qD), -jnp.inf, jnp.float32)
     best_q = jax.lax.scan(best_positive, nothing_q, tiles)[0]
     bar_q = best_q - TIE * longest * jnp.linalg.norm(query_qD, axis=1)
@@ -82,7 +96,7 @@ def ranks(query: Any, corpus: Any, *, relevant: Any = None, exclude_self: bool =
       corpus: [C, D].
       relevant: What is a positive. None: corpus row i for query i. Integers [Q] or [Q, P] padded with -1: indices into
         the corpus. A pair `(query_ids [Q], corpus_ids [C])` of integers or strings: equal ids (images and captions of
-        the same scene, or labels).
+        the same scene, or labels). One of the two may be [., P] integers padded with -1: one of them is enough.
       exclude_self: Query i is corpus row i and is left out of its own ranking.
 
     Returns:
@@ -106,7 +120,7 @@ def ranks(query: Any, corpus: Any, *, relevant: Any = None, exclude_self: bool =
         if len(query_QD) != len(corpus_CD):
             raise InputError("exclude_self means that query and corpus are the same rows; they differ in number: "
                              f"{len(query_QD)} and {len(corpus_CD)}.")
-        counts = counts - (wanted == identity[:, None]).any(1)
+        counts = counts - (wanted[:, :, None] == identity[:, None]).any((1, 2))
         skip = np.arange(len(query_QD), dtype=np.int32)
     else:
         skip = np.full(len(query_QD), -2, np.int32)
@@ -172,7 +186,7 @@ def retrieval(
     queries, candidates = np.shape(query)[0], np.shape(corpus)[0] - exclude_self
     wanted, identity, positives = _positives(relevant, queries, np.shape(corpus)[0])
     if exclude_self:
-        positives = positives - (wanted == identity[:, None]).any(1)
+        positives = positives - (wanted[:, :, None] == identity[:, None]).any((1, 2))
     result: dict[str, float] = {}
     for k in ks:
         if k < candidates:
@@ -189,7 +203,8 @@ def image_text_retrieval(
     Args:
       image: Unit rows [N, D].
       text: Unit rows [M, D].
-      image_ids, text_ids: [N] and [M]; equal ids are positives. Both None: row i with row i.
+      image_ids, text_ids: [N] and [M]; equal ids are positives. Both None: row i with row i. One may be several
+        ids a row, see `ranks`.
       ks: Cut-offs.
 
     Returns:

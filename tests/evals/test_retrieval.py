@@ -72,6 +72,23 @@ def test_ranks_are_the_same_for_every_tiling(monkeypatch):
         np.testing.assert_array_equal(ranks(query, corpus), whole)
 
 
+def test_ids_may_be_sets_on_one_side(small_tiles):
+    rng = np.random.default_rng(8)
+    query, corpus, ids = unit(rng, 7, 5), unit(rng, 23, 5), rng.integers(0, 6, 23)
+    sets = [{0, 1}, {2}, {3, 4, 5}, {1}, {5, 0}, {2, 4}, {3}]
+    padded = np.array([[*s, *s, -1, -1, -1][:3] for s in sets])
+    want = [{j for j in range(23) if ids[j] in s} for s in sets]
+    np.testing.assert_array_equal(ranks(query, corpus, relevant=(padded, ids)), loop_ranks(query, corpus, want))
+    back = [{q for q, s in enumerate(sets) if i in s} for i in ids]
+    np.testing.assert_array_equal(ranks(corpus, query, relevant=(ids, padded)), loop_ranks(corpus, query, back))
+    found = image_text_retrieval(query, corpus, image_ids=padded, text_ids=ids, ks=(2,))
+    assert found["image_to_text/R@2/chance"] == pytest.approx(chance_recall([len(p) for p in want], 23, 2))
+    assert found["text_to_image/R@2/chance"] == pytest.approx(chance_recall([len(p) for p in back], 7, 2))
+    both = ranks(query, query, relevant=(padded, np.arange(7) % 6), exclude_self=True)
+    others = [{j for j in range(7) if j % 6 in s and j != q} for q, s in enumerate(sets)]
+    np.testing.assert_array_equal(both, loop_ranks(query, query, others, skip=range(7)))
+
+
 def test_ranks_several_positives_by_index_and_by_id(small_tiles):
     rng = np.random.default_rng(2)
     query, corpus = unit(rng, 5, 4), unit(rng, 15, 4)

@@ -1,0 +1,83 @@
+"""Images with several captions, and captions of several images, in the report of a held-out set."""
+
+import numpy as np
+import pytest
+
+from mixcon.errors import InputError
+from mixcon.evals import image_text_retrieval, normalized
+from mixcon.evals.image_text import pictures, retrieval_report
+
+
+def rows(seed, *shape):
+    return normalized(np.random.default_rng(seed).normal(size=shape))
+
+
+def set_of(images, captions, **fields):
+    """An image repeated for each of its captions, whose embeddings lie near it."""
+    image = np.repeat(rows(0, images, 8), captions, axis=0)
+    text = normalized(image + 0.05 * rows(1, *image.shape))
+    records = [
+        {"image": np.full((8, 8, 3), i // captions, np.uint8), "text": f"caption {i}"}
+        | {name: value(i) for name, value in fields.items()}
+        for i in range(len(image))
+    ]
+    return image, text, records
+
+
+def measured(*arguments, **options):
+    return {name: value for name, value in retrieval_report(*arguments, name="set", **options)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"file": lambda i: f"{i // 5}.png"}, {}),
+        ({"key": lambda i: f"{i // 5}.png"}, {}),
+        ({"coco_id": lambda i: 1000 - i // 5}, {"image_id": "coco_id"}),
+        ({"name": lambda i: f"scene {i // 5}"}, {"image_id": "name"}),
+    ],
+)
+def test_any_caption_of_an_image_is_right_and_each_image_is_a_candidate_once(fields, options):
+    image, text, records = set_of(20, 5, **fields)
+    found = measured(image, text, records, **options)
+    assert found["image_to_text/R@1"] == found["text_to_image/R@1"] == 1.0
+    assert found["text_to_image/R@5/chance"] == pytest.approx(5 / 20)
+    assert found["image_to_text/R@1/chance"] == pytest.approx(5 / 100)
+    assert found["image_to_text/R@5/chance"] > 0.2
+    grid = found["grid/text_to_image"]
+    assert grid["result_correct"][:, 0].all()
+    assert (grid["result_correct"].sum(1) == 1).all(), "no image is shown twice"
+    assert (grid["ranks"] == 1).all()
+    assert found["grid/image_to_text"]["result_correct"].all(), "five captions, five results"
+    one_each = measured(image[::5], text[::5], records[::5], **options)
+    for name in ("uniformity/image", "gap/centroid_distance"):
+        assert found[name] == pytest.approx(one_each[name]), f"{name} counts an image once"
+
+
+def test_a_caption_shared_by_two_images_is_right_for_both_and_joins_them_no_further():
+    """Images 0 and 1 have captions (a, b) and (a, c): b is wrong for image 1."""
+    image = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 2, 2]]
+    text = np.eye(4, dtype=np.float32)[[0, 1, 0, 3, 2, 2]]  # b lies on image 1, a on image 0, c on neither
+    records = [
+        {"image": np.zeros((8, 8, 3), np.uint8), "text": words, "file": str(i // 2)} for i, words in enumerate("abacde")
+    ]
+    found = measured(image, text, records)
+    assert found["text_to_image/R@1"] == pytest.approx(4 / 6), "a finds image 0 twice, b image 1, c nothing"
+    assert found["image_to_text/R@1"] == pytest.approx(2 / 3), "image 1 finds b"
+
+
+def test_without_a_name_every_record_is_an_image_and_equal_texts_are_right():
+    image, text, records = set_of(12, 1)
+    for record in records[:6]:
+        record["text"] = "the same"
+    want = image_text_retrieval(image, text, image_ids=[0] * 6 + [*range(1, 7)], text_ids=[0] * 6 + [*range(1, 7)])
+    found = measured(image, text, records)
+    assert {name: found[name] for name in want} == want
+
+
+def test_equal_names_in_different_shards_are_different_pictures():
+    records = [{"image": np.full((2, 2, 3), i, np.uint8), "key": "000"} for i in (0, 1, 0)]
+    assert pictures(records).tolist() == [0, 1, 0]
+    assert pictures([{"image": np.zeros((2, 2, 3), np.uint8)}] * 3).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=r"image_id.*'coco_id'"):
+        pictures(records, "coco_id")
