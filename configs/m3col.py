@@ -157,7 +157,7 @@ def finetuned(config: ml_collections.ConfigDict, **fixed: float) -> ml_collectio
         contrast=1.0,  # weight of CLIP; 0 leaves it out
         weight=0.1,  # of what follows
         form="m3co_then_soft_clip",  # or "m3co", "soft_clip"
-        switch=3,  # epochs after which soft CLIP follows: a third
+        switch=2,  # epochs after which soft CLIP follows: 0.33 of nine, rounded down
         temperature=0.1,  # of M3Co
         soft_temperature=0.125,  # of soft CLIP
         alpha=0.15,  # of the Beta distribution that each example's share is drawn from
