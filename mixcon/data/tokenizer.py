@@ -157,9 +157,10 @@ def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eo
     """Any `tokenizer.json` of the `tokenizers` library, the `vocab.txt` of a BERT, or the merges of OpenAI's CLIP.
 
     Args:
-        path: the file. Beside a `vocab.txt`, `tokenizer_config.json` may say `do_lower_case` (true by default). CLIP's
-            merges are `bpe_simple_vocab_16e6.txt.gz`; texts are then padded with the end token, and unlike there
-            broken Unicode is not mended.
+        path: the file. Beside it `tokenizer_config.json` or `special_tokens_map.json` may name the `pad_token`, and
+            beside a `vocab.txt` the former may say `do_lower_case` (true by default). CLIP's merges are
+            `bpe_simple_vocab_16e6.txt.gz`; texts are then padded with the end token, and unlike there broken Unicode is
+            not mended.
         pad, bos, eos: the special tokens, where they are not among the widely used names.
 
     Raises:
@@ -171,18 +172,29 @@ def load(path: str | Path, *, pad: str | None = None, bos: str | None = None, eo
             f"tokenizer: there is no file {path}. Give the path of a tokenizer.json, or leave it out to train one."
         )
     with _in_words(f"tokenizer: {path} is not a tokenizer.json of the `tokenizers` library"):
+        said = {} if path.suffix == ".gz" else _said_beside(path)
         if path.suffix == ".txt":
-            said = path.with_name("tokenizer_config.json")
-            lowercase = json.loads(said.read_text()).get("do_lower_case", True) if said.is_file() else True
-            core = _wordpiece(models.WordPiece.from_file(str(path), unk_token="[UNK]"), lowercase)
+            vocabulary = models.WordPiece.from_file(str(path), unk_token="[UNK]")
+            core = _wordpiece(vocabulary, said.get("do_lower_case", True))
         elif path.suffix == ".gz":
             core = clip_core(read_merges(path))
         else:
             core = hf.Tokenizer.from_file(str(path))
+        named = said.get("pad_token") or ""
+        named = named["content"] if isinstance(named, dict) else named
+        if pad is None and core.token_to_id(named) is not None:
+            pad = named
     core.no_padding()
     core.no_truncation()
     found = _with_ids(core, str(path), pad=pad, bos=bos, eos=eos)
     return replace(found, unescape=True) if path.suffix == ".gz" else found
+
+
+def _said_beside(path: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer of a published model say about it."""
+    files = (path.with_name(name) for name in ("special_tokens_map.json", "tokenizer_config.json"))  # the latter wins
+    said = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return {key: value for each in said for key, value in each.items()}
 
 
 @contextlib.contextmanager

@@ -104,6 +104,25 @@ def test_other_peoples_files(tmp_path):
         load(tmp_path / "theirs.json", bos="<x>")
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("named", ["</s>", {"content": "</s>"}])
+def test_the_padding_that_a_published_model_names_is_followed(tmp_path, file, named):
+    """SigLIP's vocabulary has a <pad>, but its texts are padded with their end token."""
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁cat", -2.0)]
+    core = hf.Tokenizer(hf.models.Unigram(vocabulary, unk_id=2))
+    core.pre_tokenizer = hf.pre_tokenizers.Metaspace()
+    core.save(str(tmp_path / "tokenizer.json"))
+    assert load(tmp_path / "tokenizer.json").encode(["a cat"], 6).tolist() == [[3, 4, 1, 0, 0, 0]]
+    (tmp_path / file).write_text(json.dumps({"eos_token": "</s>", "pad_token": named}))
+    assert load(tmp_path / "tokenizer.json").encode(["a cat"], 6).tolist() == [[3, 4, 1, 1, 1, 1]]
+    assert load(tmp_path / "tokenizer.json", pad="<pad>").pad_id == 0
+    (tmp_path / file).write_text(json.dumps({"pad_token": "[no such]"}))
+    assert load(tmp_path / "tokenizer.json").pad_id == 0
+    (tmp_path / file).write_text("[")
+    with pytest.raises(InputError, match="tokenizer"):
+        load(tmp_path / "tokenizer.json")
+
+
 def test_wrong_files_are_refused_in_words(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         load(tmp_path / "none.json")
