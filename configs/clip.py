@@ -46,6 +46,7 @@ def base() -> ml_collections.ConfigDict:
     )
     config.gradient = dict(name="mixcon.train.gradients.standard")  # or accumulate, grad_cache (with parts=)
     config.zero_shot = ()  # tasks: on which held-out set, which label, and the prompts of each class
+    config.image_id = ""  # field that is equal in records of one picture; "" goes by the file's name (docs/data.md)
     config.probes = ()  # on which held-out set, which label, and the set that is known
     config.logit_scale_range = (1.0, 100.0)  # clamped after each update; () does not clamp
     return config

@@ -163,7 +163,7 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
         def evaluate(state: TrainState) -> image_text.Yielded:
             found = embed_pairs(state, held_out)
             image, text, records = found["image"], found["text"], [held_out[i] for i in found["index"]]
-            yield from image_text.retrieval_report(image, text, records, name=name)
+            yield from image_text.retrieval_report(image, text, records, name=name, image_id=config.get("image_id", ""))
             for task in (t for t in config.zero_shot if t["on"] == name):
                 names, prompts = zip(*task["prompts"], strict=True)
                 if len({len(each) for each in prompts}) > 1:

@@ -1,8 +1,13 @@
 """Images with several captions, and captions of several images, in the report of a held-out set."""
 
+import csv
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiments.clip import evaluators
+from mixcon import config as configs
 from mixcon.errors import InputError
 from mixcon.evals import image_text_retrieval, normalized
 from mixcon.evals.image_text import pictures, retrieval_report
@@ -81,3 +86,25 @@ def test_equal_names_in_different_shards_are_different_pictures():
     assert pictures([{"image": np.zeros((2, 2, 3), np.uint8)}] * 3).tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"image_id.*'coco_id'"):
         pictures(records, "coco_id")
+
+
+def test_a_folder_with_several_captions_a_picture_is_evaluated_as_such(tmp_path):
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "text"])
+        for i in range(12):
+            Image.fromarray(np.full((8, 8, 3), i // 3, np.uint8)).save(tmp_path / f"{i // 3}.png")
+            table.writerow([f"{i // 3}.png", f"caption {i}"])
+    image, text, _ = set_of(4, 3)
+    held_out = {"name": "mixcon.data.folder.image_folder", "path": str(tmp_path), "size": (8, 8)}
+
+    def found(*more):
+        config = configs.load("configs/clip.py:small", ["--config.zero_shot=()", "--config.probes=()", *more])
+        config.data.evals = {"held_out": held_out}
+        embedded = {"image": image, "text": text, "index": np.arange(12)}
+        made = evaluators(config, lambda state, pairs: embedded, lambda state, texts: None)
+        return dict(made["held_out"](None))
+
+    by_file, by_text = found(), found("--config.image_id=text")
+    assert by_file["text_to_image/R@1"] == by_file["image_to_text/R@1"] == 1
+    assert by_text["text_to_image/R@1"] == 0, "copies tie, and ties count against the right one"
