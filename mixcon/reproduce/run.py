@@ -138,8 +138,9 @@ def resolved(arm: Arm, job: Job) -> Any:
 
 
 def digest(arm: Arm, job: Job) -> str:
-    """Changes with whatever the run would compute as far as its config says it."""
-    return hashlib.sha256(f"{arm.measure}{configs.to_json(resolved(arm, job))}".encode()).hexdigest()[:16]
+    """Changes with whatever the run would compute as far as its config says it; `stand_in` is for plans."""
+    said = {key: value for key, value in configs.plain(resolved(arm, job)).items() if key != "stand_in"}
+    return hashlib.sha256(f"{arm.measure}{configs.to_json(said)}".encode()).hexdigest()[:16]
 
 
 def side_by_side(wanted: Sequence[Job], study: Study) -> list[list[Job]]:

@@ -207,3 +207,9 @@ def test_a_metric_that_no_evaluation_logs_is_named():
     with pytest.raises(InputError, match="no column of"):
         Table("T", {"a": Arm("small")}, {"F1": "x"}, seeds=1, scale={"F2": 100.0})
     assert Study("S", {"t": table}).tables["t"].seeds_of("a") == range(1)
+
+
+def test_what_only_a_plan_reads_makes_no_run_out_of_date():
+    job = runner.Job("cwcl", "few", "CWCL", 0)
+    same, other = (runner.digest(Arm("small", (change,)), job) for change in ("stand_in=()", "steps=7"))
+    assert same == runner.digest(Arm("small"), job) != other
