@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tokenizers as hf
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mixcon.data.clip_tokenizer import clip_core, read_merges
 from mixcon.errors import InputError
@@ -100,6 +100,37 @@ class Tokenizer:
         partial = path.with_name(f".{path.name}.{os.getpid()}")  # processes may train at the same time: same content
         partial.write_text(self.core.to_str(pretty=True), encoding="utf-8")
         os.replace(partial, path)
+
+
+def for_transformers(tokenizer: Tokenizer, length: int) -> dict[str, str]:
+    """Files from which `transformers.AutoTokenizer` makes one that gives the same ids, ends and padding included.
+
+    Only `unescape` is lost: "&amp;" stays what it is there.
+
+    Args:
+        tokenizer: of any kind that `load` reads.
+        length: T, that of the model.
+
+    Returns:
+        `{file name: text}`.
+
+    Example:
+        >>> sorted(for_transformers(train(["red heart"], vocab_size=300), 16))
+        ['tokenizer.json', 'tokenizer_config.json']
+    """
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    names = {role: tokenizer.core.id_to_token(number) for role, number in ids.items() if number is not None}
+    core = hf.Tokenizer.from_str(tokenizer.core.to_str())
+    core.post_processor = processors.TemplateProcessing(
+        single=[*([names["bos"]] if "bos" in names else []), "$A", names["eos"]],
+        special_tokens=[(name, core.token_to_id(name)) for name in dict.fromkeys(names.values())],
+    )
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
+    said |= {f"{role}_token": name for role, name in names.items()}
+    return {
+        "tokenizer.json": core.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(said, indent=2, ensure_ascii=False) + "\n",
+    }
 
 
 def train(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import NamedTuple
 
 import jax
 import ml_collections
+import tokenizers as hf
 
 from mixcon import config as configs
-from mixcon import models
+from mixcon import data, models
 from mixcon.errors import InputError
 from mixcon.models.export import AMBIGUOUS, with_end_token
 from mixcon.train import loop
@@ -88,7 +90,8 @@ def evaluate(workdir: pathlib.Path, *, step: int | None = None) -> tuple[int, di
 def export(workdir: pathlib.Path, folder: pathlib.Path, *, step: int | None = None) -> str:
     """Writes the dual encoder of a run as a folder that `transformers` loads.
 
-    Beside `config.json` and `model.safetensors` lie `tokenizer.json` and `preprocessor_config.json`.
+    Beside `config.json` and `model.safetensors` lie `tokenizer.json`, `tokenizer_config.json` and
+    `preprocessor_config.json`. Nothing is written where something stands in the way.
 
     Args:
       workdir: folder of a run.
@@ -107,12 +110,15 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, step: int | None = No
     config, spec = restored.config, restored.experiment.model
     if spec is None:
         raise InputError(f"a run of {config.experiment} has no image and text towers that could be exported")
+    words = data.tokenizer.load(config.tokenizer.path or workdir / "tokenizer.json")
+    text = spec["text"]
+    if spec.get("logit_bias") is None and text.get("eos_id") == AMBIGUOUS:  # as `export_clip` does to the table
+        core = hf.Tokenizer.from_str(with_end_token(words.core.to_str(), text["vocab_size"]))
+        words = dataclasses.replace(words, core=core, eos_id=text["vocab_size"])
+    files = data.tokenizer.for_transformers(words, text["context_length"])
     written = models.export_clip(spec, jax.device_get(restored.state.averaged), folder)
-    tokenizer = pathlib.Path(config.tokenizer.path or workdir / "tokenizer.json").read_text(encoding="utf-8")
-    eos_id = written["text_config"]["eos_token_id"]
-    if written["model_type"] == "clip" and spec["text"].get("eos_id") == AMBIGUOUS:
-        tokenizer = with_end_token(tokenizer, eos_id)
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
     side = written["vision_config"]["image_size"]
     pictures = {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,6 +1,9 @@
 """`mixcon export`: from a run's folder to one that `transformers` loads, and BERT weights under a run."""
 
+import gzip
+import itertools
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,6 +12,7 @@ from tiny import tiny_config
 
 from mixcon import cli
 from mixcon.data import Emoji, tokenizer
+from mixcon.data.clip_tokenizer import MERGES, byte_symbols
 from mixcon.errors import InputError
 from mixcon.models import build, flatten, functional, load_clip
 from mixcon.train import evaluate, loop
@@ -58,6 +62,37 @@ def test_a_run_becomes_a_clip_model_of_transformers(tmp_path, capsys):
     np.testing.assert_allclose(out["text"], found.text_embeds.detach(), rtol=0, atol=1e-5)
     said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert said["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def write_merges(folder):
+    """A list of as many merges as CLIP's, of letters."""
+    pairs = itertools.islice(itertools.product(byte_symbols(), repeat=2), MERGES)
+    path = folder / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(["#", *(f"{a} {b}" for a, b in pairs)]).encode()))
+    return path
+
+
+def write_vocabulary(folder):
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "heart", "face"]))
+    return folder / "vocab.txt"
+
+
+@pytest.mark.parametrize("write", [write_vocabulary, write_merges])
+def test_every_kind_of_tokenizer_is_exported(tmp_path, monkeypatch, write):
+    path = write(tmp_path)
+    config = clip_config(f"--config.tokenizer.path={path}")
+    experiment = loop.build(config, tmp_path / "run")
+    params, _, _ = jax.jit(experiment.init)(jax.random.key(0))
+    untrained = evaluate.Restored(config, experiment, types.SimpleNamespace(averaged=params), 0)
+    monkeypatch.setattr(evaluate, "restore", lambda workdir, step: untrained)
+    assert "as CLIPModel" in evaluate.export(tmp_path / "run", tmp_path / "out")
+    texts = ["Red heart", "a face"]
+    ids = tokenizer.load(path).encode(texts, 12)
+    again = tokenizer.load(tmp_path / "out" / "tokenizer.json")
+    np.testing.assert_array_equal(again.encode(texts, 12), ids)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    np.testing.assert_array_equal(theirs(texts, padding="max_length", max_length=12)["input_ids"], ids)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
