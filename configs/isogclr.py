@@ -95,7 +95,7 @@ def cifar(name: str) -> ml_collections.ConfigDict:
         dict(name="mixcon.data.augment.gaussian_blur", p=0.5),
         dict(name="mixcon.data.augment.horizontal_flip"),
     )
-    config.schedule = dict(peak=0.8, warmup_steps=3_900, decay="cosine", end=0.0008)
+    config.schedule = dict(peak=0.8, warmup_steps=3_900, start=0.01, decay="cosine", end=0.0008)
     config.optimizer = dict(name="lars", momentum=0.9, weight_decay=5e-4)
     return config
 
@@ -116,7 +116,7 @@ def cc3m() -> ml_collections.ConfigDict:
     )
     config.model.image = dict(name="resnet", depth=50, stem="imagenet")
     config.model.text.update(width=768, heads=12, depth=6, context_length=30, causal=False, pool="mean")
-    config.schedule = dict(peak=2e-4, warmup_steps=2_000, decay="cosine", end=1e-5)
+    config.schedule = dict(peak=2e-4, warmup_steps=2_000, start=1e-5, decay="cosine", end=1e-5)
     config.optimizer.update(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.02)
     return config
 

@@ -9,7 +9,7 @@ import pytest
 from mixcon import config as configs
 from mixcon import data
 from mixcon.errors import InputError
-from mixcon.train import loop
+from mixcon.train import loop, optim
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,3 +101,11 @@ def test_every_arm_of_the_study_is_a_config_that_builds(tmp_path):
         experiment = loop.build(config, tmp_path)
         assert isinstance(experiment.steps_per_epoch, float)
     assert len(data.digit_views("train", factor=0.02)) == 417
+
+
+@pytest.mark.parametrize(("variant", "first"), [("cifar10", 0.01), ("cc3m", 1e-5)])
+def test_the_rate_begins_where_the_paper_s_does(variant, first):
+    config = configs.load(f"configs/isogclr.py:{variant}")
+    rate = optim.schedule(steps=config.steps, **config.schedule)
+    assert float(rate(0)) == pytest.approx(first, rel=1e-4)
+    assert float(rate(config.schedule.warmup_steps)) == pytest.approx(config.schedule.peak)
