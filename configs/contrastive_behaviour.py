@@ -34,7 +34,9 @@ def base() -> ml_collections.ConfigDict:
     config.sharding = dict(fsdp=False, rules=())  # rules=((r"^objective/", ("data", None)),) splits the memory
     config.gradient = dict(name="mixcon.train.gradients.standard")
     config.objective = dict(name="mixcon.objectives.info_nce", temperature=0.3)
-    config.probe = "sgd"  # how the linear probe is fitted; see `evals.linear_probe`
+    config.probe = dict(  # how a linear layer is fitted to the features; or a method of `evals.linear_probe`
+        name="mixcon.evals.fit_sgd", learning_rate=30.0, epochs=100, at=(40, 60, 80), factor=0.2, standardize=False
+    )
     return config
 
 

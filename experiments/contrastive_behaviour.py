@@ -77,6 +77,7 @@ def evaluator(
     embedded: Callable[..., Mapping[str, np.ndarray]],
 ) -> Evaluator:
     """Geometry of the embeddings of a held-out set, and how well classes are read from them."""
+    method = config.probe if isinstance(config.probe, str) else configs.partial(config.probe)
 
     def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
         shown, train = embedded(state, held_out), embedded(state, known)
@@ -90,7 +91,7 @@ def evaluator(
         neighbours = evals.knn(train["embedding"], train["label"], unit, labels, k=1, temperature=None)
         yield "knn", neighbours["top1"]
         for name in ("embedding", "features"):
-            probe = evals.linear_probe(train[name], train["label"], shown[name], labels, method=config.probe)
+            probe = evals.linear_probe(train[name], train["label"], shown[name], labels, method=method)
             yield f"linear/{name}", probe["top1"]
 
     return evaluate

@@ -5,7 +5,7 @@ Shapes: N rows, D features, C classes or targets. scikit-learn is imported where
 `import mixcon.evals` stays cheap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -163,8 +163,9 @@ def _sgd_epoch(params, trace, x_ND, label_N, rows_Sb, rate_S, *, momentum, weigh
 def fit_sgd(
     x: Any, labels: Any, *, classes: int, learning_rate: float = 0.1, epochs: int = 100, batch: int = 256,
     momentum: float = 0.9, weight_decay: float = 0.0, standardize: bool = True, seed: int = 0,
+    at: Sequence[int] = (), factor: float = 0.2,
 ) -> LinearProbe:
-    """Softmax regression by SGD with momentum and a cosine schedule: the "linear evaluation" of self-supervised papers.
+    """Softmax regression by SGD with momentum and falling rate: the "linear evaluation" of self-supervised papers.
 
     Args:
       x: [N, D].
@@ -177,12 +178,14 @@ def fit_sgd(
       weight_decay: On the weights, not on the bias.
       standardize: See `fit_ridge`; takes the place of the batch normalisation some papers put before the layer.
       seed: Of the order of examples.
+      at: Epochs from which the rate is multiplied by `factor` once more; () takes a cosine down to zero instead.
+      factor: See `at`.
 
     Returns:
       A probe with C outputs.
 
     Raises:
-      InputError: Shapes or labels that do not fit.
+      InputError: Shapes or labels that do not fit; `at` outside the epochs.
 
     Example:
       >>> probe = fit_sgd([[-1.0], [1.0]], [0, 1], classes=2, epochs=10)
@@ -194,11 +197,16 @@ def fit_sgd(
     """
     x_ND = matrix("x", x)
     label_N = labels_of("labels", labels, len(x_ND), classes).astype(np.int32)
+    if any(not 0 < epoch < epochs for epoch in at):
+        raise InputError(f"at={tuple(at)} must be epochs between 0 and epochs={epochs}.")
     batch = min(batch, len(x_ND))
     mean, scale = _scaling(x_ND, standardize)
     steps = len(x_ND) // batch
     # The schedule is an input of the compiled epoch, so that another rate or length does not compile it again.
     rate_ES = 0.5 * learning_rate * (1 + np.cos(np.pi * np.linspace(0, 1, epochs * steps, endpoint=False)))
+    if len(at):
+        passed_E = (np.arange(epochs)[:, None] >= np.asarray(at)[None]).sum(1)
+        rate_ES = np.repeat(learning_rate * factor**passed_E, steps)
     rate_ES = rate_ES.reshape(epochs, steps).astype(np.float32)
     zeros = {"weight": np.zeros((x_ND.shape[1], classes), np.float32), "bias": np.zeros(classes, np.float32)}
     with on_one_device():
@@ -235,7 +243,8 @@ def r2(predicted: Any, target: Any) -> float:
 
 
 def linear_probe(
-    train: Any, train_labels: Any, test: Any, test_labels: Any, *, method: str = "logistic", classes: int | None = None,
+    train: Any, train_labels: Any, test: Any, test_labels: Any, *, classes: int | None = None,
+    method: str | Callable[..., LinearProbe] = "logistic",
     standardize: bool = True, balanced: bool = False, l2: float = 1e-4,
 ) -> dict[str, float]:
     """Test accuracy of a linear classifier on frozen features.
@@ -245,8 +254,8 @@ def linear_probe(
       train_labels: [N].
       test: [M, D].
       test_labels: [M].
-      method: "ridge" (closed form on one-hot targets, leave-one-out strength), "logistic" (L-BFGS) or "sgd"; for other
-        settings call `fit_ridge`, `fit_logistic`, `fit_sgd`.
+      method: "ridge" (closed form on one-hot targets, leave-one-out strength), "logistic" (L-BFGS) or "sgd"; or a
+        function `(train, train_labels, classes=C) -> LinearProbe`, such as `partial(fit_sgd, learning_rate=30.0)`.
       classes: C; None takes the largest label + 1.
       standardize: See `fit_ridge`.
       balanced: Every class counts alike; for "logistic" only.
@@ -274,6 +283,8 @@ def linear_probe(
         probe = fit_logistic(train, train_labels, classes=classes, **settings)
     elif method == "sgd":
         probe = fit_sgd(train, train_labels, classes=classes, standardize=standardize)
+    elif callable(method):
+        probe = method(train, train_labels, classes=classes)
     else:
         raise InputError(f"method must be 'ridge', 'logistic' or 'sgd'; got {method!r}.")
     ranked = np.argsort(-probe.scores(test), axis=1, kind="stable")[:, : min(5, classes)]

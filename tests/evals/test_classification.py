@@ -1,5 +1,6 @@
 """Zero-shot, nearest neighbours and probes against loops, golden vectors and real digits."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -170,6 +171,23 @@ def test_sgd_repeats_exactly_and_runs_under_a_transfer_guard(digits):
     np.testing.assert_array_equal(first.weight, second.weight)
     other = fit_sgd(x[:200], y[:200], classes=10, epochs=3, batch=64, seed=1)
     assert not np.array_equal(first.weight, other.weight)
+
+
+def test_sgd_whose_rate_falls_at_epochs_is_a_plain_loop(digits):
+    x, y = (part[:60] for part in digits[:2])
+    probe = fit_sgd(x, y, classes=10, learning_rate=0.5, epochs=5, batch=60, standardize=False, at=(2, 4), factor=0.2)
+    weight, bias, trace = np.zeros((x.shape[1], 10)), np.zeros(10), [0.0, 0.0]
+    for rate in (0.5, 0.5, 0.1, 0.1, 0.02):
+        p = np.exp(x @ weight + bias - (x @ weight + bias).max(1, keepdims=True))
+        error = (p / p.sum(1, keepdims=True) - np.eye(10)[y]) / 60
+        trace = [0.9 * old + new for old, new in zip(trace, (x.T @ error, error.sum(0)), strict=True)]
+        weight, bias = weight - rate * trace[0], bias - rate * trace[1]
+    np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
+    as_method = linear_probe(x, y, x, y, method=functools.partial(fit_sgd, epochs=5, batch=60, at=(2, 4)))
+    assert as_method["top1"] > 0.5
+    with pytest.raises(InputError, match="at="):
+        fit_sgd(x, y, classes=10, epochs=5, at=(7,))
 
 
 def test_r2():
