@@ -43,8 +43,11 @@ def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
         languages=languages,  # in this order
         number=0,  # how many of them an image has in a step, drawn anew each time; 0 all
         tested=(),  # languages of the evaluation; () the same
+        consistent=(),  # those of them that the rank variance is over; () all
     )
-    config.image_id = ""  # field of the record by which the same image is known; "" takes every record for another
+    # Field of the record, an integer, by which the same image is known; "" takes every record for another one. Matching
+    # and evaluation go by it. The contrast does with soft_id_info_nce only: to one_to_k each record is another image.
+    config.image_id = ""
     config.objective = dict(name="mixcon.objectives.one_to_k", normalization="code")
     config.temperature_range = (0.001, 0.5)  # clamped after each update
     config.matching = dict(
@@ -60,6 +63,7 @@ def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
 def published(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
     """Full size: 128 images a batch, 30 epochs of 3.3 million."""
     config = base(languages)
+    config.captions.consistent = FOUR
     config.batch_size = 128  # global
     config.steps = 773_437  # 30 epochs of 3.3 M images
     config.eval_every = 25_000
@@ -132,9 +136,10 @@ def finetune() -> ml_collections.ConfigDict:
     config.data.evals.heldout.update(pattern="retrieval/test-*.arrayrecord", size=(384, 384))
     record = "{'name': 'mixcon.plan.stand_in.Records', 'size': (384, 384), 'texts': ('text', 'text_en')}"
     config.stand_in = (f"data.train={record}", "image_id=label")
-    config.captions = dict(languages=("en",), number=1, tested=())
+    config.captions.update(languages=("en",), number=1, consistent=())
     config.image_id = "image_id"
     config.objective = dict(name="mixcon.objectives.soft_id_info_nce")
+    config.temperature_range = ()  # clamped in pre-training only
     config.matching.block = 0
     config.weights.words = 0.0
     config.model.image.image_size = 384

@@ -16,6 +16,7 @@ from mixcon import config as configs
 from mixcon import data, evals, models, objectives
 from mixcon.data.captions import OneLanguage, draw_languages, tokenize_captions
 from mixcon.data.masking import mask_tokens
+from mixcon.data.records import read
 from mixcon.errors import InputError
 from mixcon.evals.embed import embed
 from mixcon.train.assemble import assemble, process_share
@@ -28,7 +29,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     """Towers, fusion, losses, data and evaluations as the config names them."""
     source = configs.call(config.data.train)
     languages, tested = tuple(config.captions.languages), tuple(config.captions.tested or config.captions.languages)
-    number = config.captions.number or len(languages)
+    number, consistent = config.captions.number or len(languages), tuple(config.captions.get("consistent", ()))
+    if strange := set(consistent) - set(tested):
+        raise InputError(f"captions.consistent: {strange.pop()!r} is not among those tested, {', '.join(tested)}.")
     tokenizer = prepare_tokenizer(config, workdir, OneLanguage(source, languages))
     mask_id, spec = tokenizer.vocab_size, configs.plain(config.model)  # one token more than the tokenizer knows
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
@@ -36,6 +39,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     model, length = models.functional(models.build(spec)), spec["text"]["context_length"]
     augment = data.augment.compose(*map(configs.partial, config.augment))
     contrast = configs.partial(config.objective)
+    name_image(config.image_id, source)
     by_id = "ids" in inspect.signature(configs.resolve(config.objective.name)).parameters
     if by_id and (number > 1 or not config.image_id):
         raise InputError("a loss by ids takes one caption a record: set captions.number=1, and image_id to its field.")
@@ -131,16 +135,22 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             ready = {"image": pixels(data.augment.to_float(batch["image"])), "tokens": batch["tokens"]}
             out = encode(state.averaged, state.extra, ready, key=None, train=False)[0]
             kept = out if config.rerank else {name: out[name] for name in ("image", "text")}
+            kept |= {"there": batch["text_mask"], "image_id": batch[config.image_id or "index"]}
             return kept | {"ids": batch["tokens"]}
 
         def evaluate(state: TrainState) -> Iterator[tuple[str, float]]:
             transform = tokenize_captions(tokenizer, length, tested)
             batches = data.eval_batches(held_out, batch_size=EVAL_BATCH, transform=transform, **process_share())
             found = embed(lambda batch: features(state, batch), batches)
-            texts = {name: np.ascontiguousarray(found["text"][:, k]) for k, name in enumerate(tested)}
+            texts, there = (
+                {name: np.ascontiguousarray(found[part][:, k]) for k, name in enumerate(tested)}
+                for part in ("text", "there")
+            )
+            options = {"ids": found["image_id"], "there": there, "over": consistent, "k": config.rerank}
             match = second_stage(model, state, found, tested) if config.rerank else None
-            yield from evals.multilingual_report(found["image"], texts, score=match, k=config.rerank)
+            yield from evals.multilingual_report(found["image"], texts, score=match, **options)
 
+        name_image(config.image_id, held_out)
         return evaluate
 
     return assemble(
@@ -154,6 +164,13 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         transform=tokenize_captions(tokenizer, length, languages),
         evals={name: evaluator(configs.call(piece)) for name, piece in config.data.evals.items()},
     )
+
+
+def name_image(field: str, source: data.Source) -> None:
+    """Refuse records without the number by which an image is known."""
+    for record in read(source, at_most=1) if field else ():
+        if not np.issubdtype(np.asarray(record.get(field, "")).dtype, np.integer):
+            raise InputError(f"image_id: records have no integer {field!r}; they have {', '.join(sorted(record))}.")
 
 
 def second_stage(model: models.Model, state: TrainState, found: dict, languages: tuple[str, ...]) -> Callable:

@@ -1,13 +1,17 @@
 """1-to-K: every term reaches what it trains, captions in the wrong number are refused, texts alone are evaluated."""
 
 import gzip
+import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mixcon import config as configs
 from mixcon import models
+from mixcon.data.captions import EmojiCaptions
+from mixcon.data.pack import pack
 from mixcon.errors import InputError
 from mixcon.train import loop
 from mixcon.train.optim import label_by_path
@@ -47,9 +51,23 @@ def config(*overrides, variant="small"):
     return configs.load(f"configs/one_to_k.py:{variant}", [f"--config.{each}" for each in overrides])
 
 
+def packed(folder, *, german):
+    """A set of 12 emoji, the first few of which have a German name, too."""
+    rows, source = ["image,text_en,text_de"], EmojiCaptions("concept", "test", languages=("en", "de"))
+    for i in range(12):
+        record = source[9 * i]
+        Image.fromarray(record["image"]).save(folder / f"{i}.png")
+        rows.append(f'{i}.png,"{record["text_en"]}","{record["text_de"] if i < german else ""}"')
+    (folder / "names.csv").write_text("\n".join(rows))
+    pack([str(folder / "names.csv")], folder / "shards", languages=("en", "de"), progress=False)
+    pattern = folder / "shards" / "*.arrayrecord"
+    return f"'name': 'mixcon.data.sources.array_record', 'pattern': '{pattern}', 'size': (64, 64)"
+
+
 @pytest.mark.slow
 def test_a_run_of_all_terms_reports_both_stages(tmp_path):
-    data = (f"data.train={{{EMOJI}}}", f"data.evals={{'held_out': {{{EMOJI}}}}}")
+    gaps = packed(tmp_path, german=3)
+    data = (f"data.train={{{EMOJI}}}", f"data.evals={{'held_out': {{{EMOJI}}}, 'gaps': {{{gaps}}}}}")
     short = ("steps=2", "log_every=1", "schedule.warmup_steps=1", "checkpoint.every=2", "mesh.data=1", "rerank=2")
     state = loop.train(config(*TINY, *data, *short), tmp_path, progress=False)
     lines = (tmp_path / "metrics.jsonl").read_text()
@@ -57,6 +75,9 @@ def test_a_run_of_all_terms_reports_both_stages(tmp_path):
         assert f'"{name}"' in lines
     for name in ("text_to_image/de/R@1", "image_to_text/rank_std", "reranked/R_mean", "reranked/text_to_image/en/R@5"):
         assert f'"eval/held_out/{name}"' in lines
+    last = json.loads(lines.splitlines()[-1])
+    assert last["eval/gaps/image_to_text/de/R@5"] == 1, "there are three captions to be found, and three images ask"
+    assert last["eval/gaps/text_to_image/de/R@1"] in [pytest.approx(n / 3) for n in range(4)]
     experiment = loop.build(config(*TINY, *data, *short), tmp_path)
     before = jax.jit(lambda: init_state(experiment, np.uint32(0), ema=False))()
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), before.params, state.params)
@@ -92,6 +113,9 @@ def test_bad_input_is_refused_in_words(tmp_path):
         ((soft, "image_id=base_id"), "one caption a record"),
         ((soft, "captions.number=1"), "image_id"),
         (("captions.languages=('en', 'fr')",), "no caption 'text_fr'"),
+        (("captions.consistent=('en', 'ja')",), "'ja' is not among those tested"),
+        (("image_id=picture",), "no integer 'picture'"),
+        (("image_id=base",), "no integer 'base'"),
         (("model.image.pool=mean",), "pool='cls'"),
     ):
         with pytest.raises(InputError, match=message):
