@@ -34,6 +34,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     tokenizer = prepare_tokenizer(config, workdir, source)
     spec, pretrained = describe_model(config, tokenizer)
     model, length = models.functional(models.build(spec)), spec["text"]["context_length"]
+    tokenizer = tokenizer.padded_for(spec["text"].get("pool"))
     captions = data.tokenizer.tokenize(tokenizer, length)
     words = data.tokenizer.tokenize(tokenizer, length, field="keywords", out="keyword_tokens")
     augment = data.augment.compose(*map(configs.partial, config.augment))
@@ -124,7 +125,8 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
                 f"{'vocab.txt' if is_bert else 'tokenizer.json'} that belongs to them"
             )
     else:
-        pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id  # no mask that hides the end token
+        words = tokenizer.padded_for(spec["text"].get("pool"))
+        pad_id = None if words.pad_id == words.eos_id else words.pad_id  # no mask that hides the end token
         ids = {"vocab_size": tokenizer.vocab_size, "pad_id": pad_id}
         if spec["text"]["name"] == "text_transformer":  # the tower that may pool at the end token
             ids["eos_id"] = tokenizer.eos_id

@@ -80,6 +80,10 @@ class Tokenizer:
             row[: len(ids)] = ids
         return tokens_BT
 
+    def padded_for(self, pool: str | None) -> Tokenizer:
+        """The same for a tower that pools so: one that takes the "last" position finds an end token there, always."""
+        return replace(self, pad_id=self.eos_id) if pool == "last" else self
+
     def decode(self, tokens_BT: np.ndarray) -> list[str]:
         """The texts again, special tokens left out.
 
@@ -119,7 +123,7 @@ def for_transformers(tokenizer: Tokenizer, length: int) -> dict[str, str]:
         ['tokenizer.json', 'tokenizer_config.json']
     """
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
-    names = {role: tokenizer.core.id_to_token(number) for role, number in ids.items() if number is not None}
+    names = {role: str(tokenizer.core.id_to_token(number)) for role, number in ids.items() if number is not None}
     core = hf.Tokenizer.from_str(tokenizer.core.to_str())
     core.post_processor = processors.TemplateProcessing(
         single=[*([names["bos"]] if "bos" in names else []), "$A", names["eos"]],

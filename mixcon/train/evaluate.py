@@ -110,8 +110,8 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, step: int | None = No
     config, spec = restored.config, restored.experiment.model
     if spec is None:
         raise InputError(f"a run of {config.experiment} has no image and text towers that could be exported")
-    words = data.tokenizer.load(config.tokenizer.path or workdir / "tokenizer.json")
-    text = spec["text"]
+    text, path = spec["text"], config.tokenizer.path or workdir / "tokenizer.json"
+    words = data.tokenizer.load(path).padded_for(text.get("pool"))
     if spec.get("logit_bias") is None and text.get("eos_id") == AMBIGUOUS:  # as `export_clip` does to the table
         core = hf.Tokenizer.from_str(with_end_token(words.core.to_str(), text["vocab_size"]))
         words = dataclasses.replace(words, core=core, eos_id=text["vocab_size"])

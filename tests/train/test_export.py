@@ -11,6 +11,7 @@ import pytest
 from tiny import tiny_config
 
 from mixcon import cli
+from mixcon import config as configs
 from mixcon.data import Emoji, tokenizer
 from mixcon.data.clip_tokenizer import MERGES, byte_symbols
 from mixcon.errors import InputError
@@ -62,6 +63,51 @@ def test_a_run_becomes_a_clip_model_of_transformers(tmp_path, capsys):
     np.testing.assert_allclose(out["text"], found.text_embeds.detach(), rtol=0, atol=1e-5)
     said = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert said["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def siglip_config():
+    """`configs/siglip.py:b16` in all but its sizes and data."""
+    emoji = "{'name': 'mixcon.data.emoji.Emoji', 'split': 'both', 'side': 'train'}"
+    config = configs.load(
+        "configs/siglip.py:b16",
+        [
+            f"--config.data.train={emoji}", "--config.data.evals={}", "--config.tokenizer.path=",
+            "--config.tokenizer.vocab_size=300", "--config.model.embed_dim=32", "--config.mesh.data=1",
+            "--config.steps=2", "--config.batch_size=16", "--config.log_every=1", "--config.eval_every=-1",
+            "--config.checkpoint.every=1", "--config.schedule.warmup_steps=1",
+        ],
+    )  # fmt: skip
+    with config.unlocked():
+        config.model.image.update(size=None, width=32, depth=1, heads=2, patch=16, image_size=64)
+        config.model.text.update(width=32, depth=1, heads=2, context_length=12)
+    return config
+
+
+def test_a_run_of_the_siglip_config_becomes_a_siglip_model_of_transformers(tmp_path, capsys):
+    loop.train(siglip_config(), tmp_path / "run", progress=False)
+    experiment = loop.build(siglip_config(), tmp_path / "run")
+    tokens = next(experiment.batches())["tokens"]
+    end = tokenizer.load(tmp_path / "run" / "tokenizer.json").eos_id
+    assert (tokens[:, -1] == end).all(), "it pools at the last position, which is always an end token"
+    assert experiment.model["text"]["pad_id"] is None
+    cli.main(["export", "--workdir", str(tmp_path / "run"), "--to", str(tmp_path / "out")])
+    assert "as SiglipModel" in capsys.readouterr().out
+    records = [Emoji("both", "train")[i] for i in range(3)]
+    ids = tokenizer.load(tmp_path / "out" / "tokenizer.json").encode([record["text"] for record in records], 12)
+    assert (ids[:, -1] == end).all()
+    images = np.stack([record["image"] for record in records]).astype(np.float32) / 127.5 - 1
+    loaded = load_clip(tmp_path / "out")
+    out, _ = functional(build(loaded.spec)).apply(loaded.params, {}, images, ids)
+    torch = pytest.importorskip("torch", reason="compared with transformers, which needs torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    captions = [record["text"] for record in records]
+    given = words(captions, padding="max_length", max_length=12, truncation=True, return_tensors="pt")["input_ids"]
+    np.testing.assert_array_equal(given, ids)
+    found = theirs(input_ids=given, pixel_values=torch.tensor(images.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(out["image"], found.image_embeds.detach(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(out["text"], found.text_embeds.detach(), rtol=0, atol=1e-5)
 
 
 def write_merges(folder):
