@@ -104,7 +104,7 @@ def export(workdir: pathlib.Path, folder: pathlib.Path, *, step: int | None = No
       InputError: not a run, no readable checkpoint, or a model of another form, see `models.export_clip`.
 
     Example:
-      >>> print(export(pathlib.Path("runs/clip"), pathlib.Path("exported")))
+      >>> print(export(pathlib.Path("runs/b32"), pathlib.Path("exported")))
     """
     restored = restore(workdir, step=step)
     config, spec = restored.config, restored.experiment.model
