@@ -1,7 +1,8 @@
 """CWCL: continuously weighted contrast with a frozen modality (Srinivasa et al., NeurIPS 2023).
 
 `image_text`: a locked ViT-L/16 and a text transformer of BERT-large's size, 16,384 pairs a batch, as published.
-`speech_text`: a locked text encoder and a speech encoder of the size of Whisper's base, as published.
+`speech_text`: a locked text encoder and a speech encoder of the size of Whisper's base, from scratch: the paper starts
+from Whisper's own weights, which are not read here, and locks a RoBERTa or a BART; here it is a BERT.
 `small`: spoken digits beside images of digits, half a minute on two CPU cores. `small_speakers`: two speakers test.
 `encoder`: the image tower of these two, which they train first by themselves.
 

@@ -1,6 +1,7 @@
 """iSogCLR: global contrast with one temperature for every example (Qiu, Hu, Yuan, Zhou, Zhang, Yang 2023).
 
-`cifar10`, `cifar100`: two augmentations, ResNet-18, as published. `cc3m`: images and captions, ResNet-50, as published.
+`cifar10`, `cifar100`: two augmentations, ResNet-18, as published. `cc3m`: images and captions, ResNet-50, as published
+but for the start: both towers are new, where the paper has an ImageNet ResNet-50 and DistilBERT, which are not read.
 `fastclip_cc3m`, `fastclip_cc12m`: FastCLIP v3, one temperature learned for all. `small`: long-tailed handwritten digits
 in two views, seconds on one CPU core.
 

@@ -1,7 +1,7 @@
 """M3CoL: multimodal mixup contrast for classification (Kumar et al. 2025).
 
 `rosmap`, `brca`: omics tables of three modalities, full batch. `n24news`, `food101`: images and texts, both towers from
-scratch (the paper starts from a pre-trained ViT and BERT or RoBERTa). `small`: ROSMAP at width 256.
+scratch (the paper's are a published ViT and BERT or RoBERTa). `small`: ROSMAP at width 256.
 
 The contrast alone, beside CLIP, to fine-tune a pair of encoders: `finetune_flickr`, CLIP ViT-B/32 on Flickr30k;
 `finetune_small`, two encoders of digits that are trained by contrast first, seconds. With `objective.weight=0.0` it is
@@ -227,8 +227,8 @@ def get_study() -> Study:
                 "-3.4 to -3.7 against -2.2), and with a weight of 1 the centroids come together (0.11 to 0.15 against "
                 "0.28). R@1 and R@5 stay within noise of plain fine-tuning (R@5 -0.5 +- 0.4 at the paper's weight). "
                 "Classes gain 1.5 +- 0.4 points at that weight, and nothing beyond noise at any other: one of fifteen "
-                "comparisons. M3Co and soft CLIP alone do the same as both in turn, and in place of CLIP they lose (R@5 -1.8 +- 1.0). Part of it may be the temperature: CLIP is "
-                "fixed at 0.01, M3Co and soft CLIP have 0.1.",
+                "comparisons. M3Co and soft CLIP alone do the same as both in turn, and in place of CLIP they lose "
+                "(R@5 -1.8 +- 1.0). Part of it may be the temperature: CLIP is fixed at 0.01, M3Co and soft CLIP have 0.1.",
             ),
             "rosmap": table(
                 "ROSMAP, width 1000 as published",
