@@ -228,7 +228,8 @@ def get_study() -> Study:
                 "0.28). R@1 and R@5 stay within noise of plain fine-tuning (R@5 -0.5 +- 0.4 at the paper's weight). "
                 "Classes gain 1.5 +- 0.4 points at that weight, and nothing beyond noise at any other: one of fifteen "
                 "comparisons. M3Co and soft CLIP alone do the same as both in turn, and in place of CLIP they lose "
-                "(R@5 -1.8 +- 1.0). Part of it may be the temperature: CLIP is fixed at 0.01, M3Co and soft CLIP have 0.1.",
+                "(R@5 -1.8 +- 1.0). Part of it may be the temperature: CLIP is fixed at 0.01, M3Co and soft CLIP have "
+                "0.1.",
             ),
             "rosmap": table(
                 "ROSMAP, width 1000 as published",
