@@ -10,6 +10,7 @@ import numpy as np
 
 from mixcon.errors import InputError
 from mixcon.evals.tiles import labels_of
+from mixcon.objectives.hardness import number_kept
 
 
 def similarity_gradient(similarity: Any, positive_index: Any, *, temperature: float) -> np.ndarray:
@@ -126,28 +127,36 @@ def infinite_temperature_limit(similarity: Any, positive_index: Any, *, temperat
     return (s_BN.sum(1) - count * positive_B) / (count * temperature) + np.log(count)
 
 
-def hard_negatives(similarity: Any, positive_index: Any, *, top_k: int) -> np.ndarray:
-    """Which negatives are the K nearest of each anchor: [B, N] bool, never the positive; ties go to the lower index.
+def hard_negatives(
+    similarity: Any, positive_index: Any, *, top_k: int | None = None, alpha: float | None = None
+) -> np.ndarray:
+    """Which negatives are the nearest of each anchor: [B, N] bool, never the positive nor what is left out (-inf).
 
     Args:
-      similarity: [B, N]. positive_index: [B]. top_k: K in 1..N-1; for a share α of them max(1, ⌊α (N-1)⌋).
+      similarity: [B, N]. positive_index: [B].
+      top_k: K, at most the number n of an anchor's negatives; ties go to the lower index. alpha: in (0, 1], instead of
+        it: max(1, ⌊α n⌋), and all that are as near as the last of them.
 
     Raises:
-      InputError: K outside 1..N-1, shapes that do not fit.
+      InputError: both or neither of top_k and alpha, or outside their range; an anchor without a negative; shapes that
+        do not fit.
 
     Example:
       >>> hard_negatives([[0.9, 0.1, 0.5]], [0], top_k=1).tolist()
       [[False, False, True]]
 
-    Reference: Wang and Liu, 2021, section 5.
+    Reference: Wang and Liu, 2021, section 5 and equation 9.
     """
     s_BN, own_B, rows = _anchors(similarity, positive_index, 1.0)
-    if not 1 <= top_k <= s_BN.shape[1] - 1:
-        raise InputError(f"top_k={top_k} must lie in 1..{s_BN.shape[1] - 1}, the number of negatives.")
     s_BN[rows, own_B] = -np.inf
-    mask_BN = np.zeros(s_BN.shape, bool)
-    np.put_along_axis(mask_BN, np.argsort(-s_BN, axis=1, kind="stable")[:, :top_k], True, axis=1)
-    return mask_BN
+    counts_B = np.isfinite(s_BN).sum(1)
+    if not counts_B.all():
+        raise InputError(f"anchor {counts_B.argmin()} has no negative.")
+    kept_B = np.asarray([number_kept(top_k, alpha, int(count)) for count in counts_B])
+    order_BN = np.argsort(-s_BN, axis=1, kind="stable")
+    if alpha is not None:
+        return s_BN >= s_BN[rows, order_BN[rows, kept_B - 1]][:, None]
+    return np.argsort(order_BN, axis=1) < kept_B[:, None]
 
 
 def _anchors(similarity: Any, positive_index: Any, temperature: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

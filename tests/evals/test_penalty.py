@@ -44,13 +44,32 @@ def test_kept_negatives_and_their_gradient_are_the_golden_ones(case):
     similarity, own, temperature, x = case
     kept = geometry.hard_negatives(similarity, own, top_k=int(x["top_k"]))
     np.testing.assert_array_equal(kept, GOLDEN["c0/out/hard_mask"])
-    share = int(float(x["alpha"]) * (similarity.shape[1] - 1))
-    quantile = geometry.hard_negatives(similarity, own, top_k=share)
+    quantile = geometry.hard_negatives(similarity, own, alpha=float(x["alpha"]))
     np.testing.assert_array_equal(quantile, GOLDEN["c0/out/hard_quantile_mask"])
     positive = np.eye(similarity.shape[1], dtype=bool)[own]
     seen = np.where(kept | positive, similarity, -np.inf)
     gradient = geometry.similarity_gradient(seen, own, temperature=temperature)
     np.testing.assert_allclose(gradient, GOLDEN["c0/out/grad_similarity_hard_topk"], rtol=1e-9, atol=1e-14)
+
+
+def test_neither_the_positive_nor_what_is_left_out_is_a_hard_negative():
+    nothing = -np.inf
+    rows = [[0.9, nothing, 0.5, nothing, 0.7], [0.1, 0.4, nothing, nothing, 0.9]]
+    assert geometry.hard_negatives(rows, [0, 4], top_k=2).tolist() == [
+        [False, False, True, False, True],
+        [True, True, False, False, False],
+    ]
+    with pytest.raises(InputError, match=r"1\.\.2"):
+        geometry.hard_negatives(rows, [0, 4], top_k=3)
+    assert geometry.hard_negatives([[0.9, nothing, 0.5, nothing]], [0], alpha=1.0).tolist() == [[0, 0, 1, 0]]
+
+
+def test_a_share_of_each_anchors_negatives_keeps_all_that_tie_at_its_end():
+    similarity = np.array([[1.0, 0.5, 0.5, 0.5, 0.1, 0.0], [0.3, 1.0, 0.2, -np.inf, -np.inf, 0.9]])
+    kept = geometry.hard_negatives(similarity, [0, 1], alpha=0.4)  # 2 of 5, 1 of 3
+    assert kept.tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]
+    assert geometry.hard_negatives(similarity, [0, 1], alpha=0.01).sum(1).tolist() == [3, 1], "one, and its equals"
+    assert geometry.hard_negatives(similarity, [0, 1], top_k=2).sum(1).tolist() == [2, 2]
 
 
 def test_the_penalty_curve_is_the_golden_one():
@@ -112,6 +131,10 @@ def test_the_loss_tends_to_its_limits():
         (lambda: geometry.similarity_gradient([[-np.inf, 0.1]], [0], temperature=0.1), "positive of an anchor"),
         (lambda: geometry.similarity_gradient([[0.1, 0.2]], [2], temperature=0.1), "positive_index"),
         (lambda: geometry.hard_negatives([[0.1, 0.2]], [0], top_k=2), "number of negatives"),
+        (lambda: geometry.hard_negatives([[0.1, 0.2]], [0], alpha=1.5), "alpha"),
+        (lambda: geometry.hard_negatives([[0.1, 0.2]], [0]), "pass one of"),
+        (lambda: geometry.hard_negatives([[0.1, 0.2]], [0], top_k=1, alpha=0.5), "pass one of"),
+        (lambda: geometry.hard_negatives([[0.1, -np.inf]], [0], alpha=0.5), "no negative"),
     ],
 )
 def test_bad_input_is_refused_in_words(call, words):
