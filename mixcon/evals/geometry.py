@@ -200,18 +200,20 @@ def neighbor_profile(x: Any, y: Any, *, top: int = 10) -> tuple[float, np.ndarra
     return float(np.mean(np.sum(x_ND * y_ND, axis=1, dtype=np.float64))), scores_Nk.mean(0, dtype=np.float64)
 
 
-def relative_alignment(x: Any, y: Any) -> float:
+def relative_alignment(x: Any, y: Any, *, ratio: bool = False) -> float:
     """How much nearer partners are than the nearest non-partner: `−mean_i [‖x_i−y_i‖² − min_{k≠i} ‖x_i−y_k‖²]`.
 
     Args:
       x: Anchors, unit rows [N, D], N ≥ 2.
       y: Partners, unit rows [N, D].
+      ratio: `mean_i [‖x_i−y_i‖² / min_{k≠i} ‖x_i−y_k‖²]` instead, which the published code logs, too: 0 is best.
 
     Returns:
-      A float; above 0 when partners are nearest on average.
+      A float; above 0 (a ratio: below 1) when partners are nearest on average.
 
     Raises:
-      InputError: Shapes differ, rows are not unit, or fewer than two.
+      InputError: Shapes differ, rows are not unit, or fewer than two; a ratio to a non-partner that is equal to its
+        anchor.
 
     Example:
       >>> relative_alignment([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
@@ -220,5 +222,13 @@ def relative_alignment(x: Any, y: Any) -> float:
     Reference:
       Oh et al., "Geodesic Multi-Modal Mixup for Robust Fine-Tuning", 2023, section 5.
     """
-    positive, nearest = neighbor_profile(x, y, top=1)
-    return float(2 * (positive - nearest[0]))
+    if not ratio:
+        positive, nearest = neighbor_profile(x, y, top=1)
+        return float(2 * (positive - nearest[0]))
+    x_ND = unit_rows("x", x, rows=2)
+    y_ND = unit_rows("y", y, like=x_ND)
+    x_ND, other_ND = x_ND.astype(np.float64), y_ND[top_k(x_ND, y_ND, 1, exclude_self=True)[1][:, 0]]
+    own_N, other_N = (np.sum((x_ND - rows) ** 2, axis=1) for rows in (y_ND, other_ND))
+    if not other_N.all():
+        raise InputError(f"anchor {other_N.argmin()} is equal to a non-partner: there is no ratio to its distance.")
+    return float(np.mean(own_N / other_N))

@@ -96,6 +96,8 @@ def test_golden_geodesic(case):
     # The code returns the measure without the minus of the paper.
     want = -float(c["out/metric/relative_alignment_top1"])
     assert relative_alignment(text, image) == pytest.approx(want, rel=1e-5)
+    ratio = float(c["out/metric/relative_alignment_ratio"])
+    assert relative_alignment(text, image, ratio=True) == pytest.approx(ratio, rel=1e-5)
     assert alignment(image, text) == pytest.approx(float(c["out/metric/alignment"]), rel=1e-5)
     both = uniformity(np.concatenate([image, text]))
     assert both == pytest.approx(float(c["out/metric/uniformity_image_text"]), rel=1e-5)
@@ -146,6 +148,8 @@ def test_bad_input_is_refused():
         uniformity(x[:1])
     with pytest.raises(InputError, match="shape"):
         alignment(x, x[:4])
+    with pytest.raises(InputError, match="equal to a non-partner"):
+        relative_alignment(np.eye(3), np.eye(3)[[1, 2, 0]], ratio=True)
     with pytest.raises(InputError, match="t must"):
         uniformity(x, t=0.0)
     with pytest.raises(InputError, match="share a label"):
