@@ -13,6 +13,7 @@ PUBLISHED = {
     "b16": dict(size="B/16", embed_dim=512, text_width=512, text_heads=8, peak=5e-4),
     "l14": dict(size="L/14", embed_dim=768, text_width=768, text_heads=12, peak=4e-4),
 }
+WEIGHTS = ("init_from", "init_parts", "init_options", "text_init_from")  # keys that say what a run starts from
 
 
 def get_config(arg: str = "b32") -> ml_collections.ConfigDict:
@@ -33,6 +34,7 @@ def base() -> ml_collections.ConfigDict:
     config.init_from = ""  # folder or file of pretrained weights: CLIP, SigLIP or a plain ViT, safetensors
     config.init_parts = ()  # which of image, text, image_projection, text_projection, logit_scale; () takes all of it
     config.init_options = {}  # what its files do not say: activation, image_heads, text_heads, eos_id
+    config.text_init_from = ""  # folder of a BERT as the text tower, where model.text.name is "bert"
     config.ema = 0.0  # decay of the parameter average; 0 keeps none
     config.nonfinite = "stop"  # "skip" leaves out steps whose loss is not finite, and counts them
     config.log_every = 10  # steps between lines of metrics

@@ -36,7 +36,7 @@ def get_config(arg: str = "ccrk10") -> ml_collections.ConfigDict:
 def base(languages: tuple[str, ...]) -> ml_collections.ConfigDict:
     """What all with images share; every key that the experiment and the loop read."""
     config = clip.base()
-    for key in ("init_from", "init_parts", "init_options", "zero_shot", "probes", "logit_scale_range"):
+    for key in (*clip.WEIGHTS, "zero_shot", "probes", "logit_scale_range"):
         del config[key]
     config.experiment = "experiments.one_to_k"  # module with build(config, workdir)
     config.captions = dict(

@@ -61,7 +61,7 @@ def get_config(arg: str = "cc3m_cl2l") -> ml_collections.ConfigDict:
 def base(*, projector: int, hidden: int, prototypes: int) -> ml_collections.ConfigDict:
     """What all forms share; sizes of the heads that methods add."""
     config = clip.base()
-    for key in ("init_from", "init_parts", "init_options"):
+    for key in clip.WEIGHTS:
         del config[key]
     config.experiment = "experiments.vlp_baselines"
     config.logit_scale_range = ()  # unused: both scales are kept within 1 .. 100

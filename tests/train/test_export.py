@@ -159,10 +159,11 @@ def test_a_run_starts_from_the_weights_of_a_bert(tmp_path):
         )
     )  # fmt: skip
     bert.save_pretrained(tmp_path)
-    config = tiny_config(*NOTHING, f"--config.tokenizer.path={tmp_path / 'vocab.txt'}")
+    config = tiny_config(
+        *NOTHING, f"--config.tokenizer.path={tmp_path / 'vocab.txt'}", f"--config.text_init_from={tmp_path}"
+    )
     with config.unlocked():
         config.model.text = {"name": "bert", "size": "base", "context_length": 12, "dropout": 0.0}
-        config.text_init_from = str(tmp_path)
     experiment = loop.build(config, tmp_path / "run")
     params, _ = experiment.pretrained
     np.testing.assert_array_equal(
@@ -174,4 +175,8 @@ def test_a_run_starts_from_the_weights_of_a_bert(tmp_path):
     with config.unlocked():
         config.tokenizer.path = ""
     with pytest.raises(InputError, match=r"vocab\.txt that belongs"):
+        loop.build(config, tmp_path / "other")
+    with config.unlocked():
+        config.model.locked = ("text", "image")
+    with pytest.raises(InputError, match="names image, which would stay random"):
         loop.build(config, tmp_path / "other")
