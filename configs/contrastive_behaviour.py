@@ -34,9 +34,6 @@ def base() -> ml_collections.ConfigDict:
     config.sharding = dict(fsdp=False, rules=())  # rules=((r"^objective/", ("data", None)),) splits the memory
     config.gradient = dict(name="mixcon.train.gradients.standard")
     config.objective = dict(name="mixcon.objectives.info_nce", temperature=0.3)
-    config.probe = dict(  # how a linear layer is fitted to the features; or a method of `evals.linear_probe`
-        name="mixcon.evals.fit_sgd", learning_rate=30.0, epochs=100, at=(40, 60, 80), factor=0.2, standardize=False
-    )
     return config
 
 
@@ -73,6 +70,9 @@ def published(name: str) -> ml_collections.ConfigDict:
     epoch = images // 128
     config.schedule = dict(peak=0.03, warmup_steps=0, decay="steps", at=(160 * epoch, 190 * epoch), factor=0.1)
     config.optimizer = dict(name="sgd", momentum=0.9, weight_decay=1e-4 if large else 5e-4)
+    config.probe = dict(  # how a linear layer is fitted to the features
+        name="mixcon.evals.fit_sgd", learning_rate=30.0, epochs=100, at=(40, 60, 80), factor=0.2, standardize=False
+    )
     return config
 
 
@@ -102,7 +102,7 @@ def small() -> ml_collections.ConfigDict:
         name="projected", embed_dim=32, depth=1, dtype="float32", init="uniform",
         backbone=dict(name="relu_mlp", widths=(64, 256, 256), batch_norm=True, init="uniform"),
     )  # fmt: skip
-    config.probe = "logistic"
+    config.probe = "logistic"  # a method of `evals.linear_probe`, or a function that fits
     config.mesh.data = 1
     config.schedule = dict(peak=0.3, warmup_steps=0, decay="steps", at=(450,), factor=0.1)
     config.optimizer = dict(name="sgd", momentum=0.9, weight_decay=5e-4)
