@@ -32,6 +32,7 @@ CONFIGS = {  # prime number of examples of a chip: near the published batch, and
     "m3col:finetune_flickr": 131,
     "cwcl:image_text": 131,
     "one_to_k:ccrk6": 131,
+    "contrastive_behaviour:imagenet100": 131,
     "vlp_baselines:cc12m_byolip": 131,
     "vlp_baselines:cc12m_swalip": 131,
 }
