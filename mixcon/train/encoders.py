@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from PIL import Image
 
+from mixcon import config as configs
 from mixcon import data, models
-from mixcon.data.records import cover
+from mixcon.data.records import cover, read
 from mixcon.errors import InputError
 from mixcon.train.evaluate import restore
 
@@ -21,7 +23,7 @@ CHUNK = 64  # rows at a time: one shape, compiled once, and small enough to answ
 class Encoders(NamedTuple):
     """`images(pictures)` and `texts(words)` -> float32 [N, D], unit rows: their products are cosines."""
 
-    images: Callable[[Sequence[Any]], np.ndarray]  # uint8 [h, w, 3] each, of any size
+    images: Callable[[Sequence[Any]], np.ndarray]  # uint8 [h, w, 3] each, of any size: scaled to cover, centre cut
     texts: Callable[[Sequence[str]], np.ndarray]
     step: int  # of the checkpoint
 
@@ -48,7 +50,7 @@ def encoders(workdir: str | pathlib.Path, *, step: int | None = None) -> Encoder
     network = models.functional(models.build(spec))
     tokenizer = data.tokenizer.load(config.tokenizer.path or workdir / "tokenizer.json")
     params, extra = jax.device_put(jax.device_get((restored.state.averaged, restored.state.extra)), jax.devices()[0])
-    length, side = spec["text"]["context_length"], spec["image"].get("image_size")
+    length, size = spec["text"]["context_length"], picture_size(config, spec)
 
     @jax.jit
     def image_rows(params: Any, pixels: jax.Array) -> jax.Array:
@@ -63,7 +65,7 @@ def encoders(workdir: str | pathlib.Path, *, step: int | None = None) -> Encoder
         pixels = np.asarray(picture)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise InputError(f"a picture must be uint8 [h, w, 3], not {pixels.dtype} {list(pixels.shape)}")
-        return pixels if side in (None, *pixels.shape[:2]) else cover(Image.fromarray(pixels), side, side)
+        return pixels if pixels.shape[:2] == size else cover(Image.fromarray(pixels), *size)
 
     def images(pictures: Sequence[Any]) -> np.ndarray:
         return in_chunks(lambda rows: image_rows(params, rows), [ready(picture) for picture in pictures])
@@ -72,9 +74,20 @@ def encoders(workdir: str | pathlib.Path, *, step: int | None = None) -> Encoder
         return in_chunks(lambda rows: text_rows(params, rows), tokenizer.encode(list(words), length))
 
     texts([""])
-    if side:
-        images([np.zeros((side, side, 3), np.uint8)])
+    images([np.zeros((*size, 3), np.uint8)])
     return Encoders(images, texts, restored.step)
+
+
+def picture_size(config: ml_collections.ConfigDict, spec: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width that the image tower takes or, where it takes any, of the pictures that it is evaluated on."""
+    if side := spec["image"].get("image_size"):
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+    for piece in (*config.data.evals.values(), config.data.train):
+        if "size" in piece:
+            height, width = piece["size"]
+            return height, width
+    shape = next(read(configs.call(config.data.train), at_most=1))["image"].shape
+    return shape[0], shape[1]
 
 
 def in_chunks(function: Callable[[np.ndarray], jax.Array], rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

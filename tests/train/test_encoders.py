@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
+from mixcon import config as configs
 from mixcon.data import Emoji
 from mixcon.errors import InputError
 from mixcon.train import evaluate, loop
-from mixcon.train.encoders import CHUNK, encoders
+from mixcon.train.encoders import CHUNK, encoders, picture_size
 
 pytestmark = pytest.mark.slow
 PAIRS = 40
@@ -56,6 +57,10 @@ def test_rows_are_those_of_the_model_itself(run):
     np.testing.assert_allclose(find.texts([records[-1]["text"]]), texts[-1:], atol=1e-6)
     larger = np.asarray(Image.fromarray(records[0]["image"]).resize((128, 128), Image.Resampling.NEAREST))
     assert float(find.images([larger])[0] @ images[0]) > 0.98
+    wide = np.pad(records[0]["image"], [(0, 0), (32, 32), (0, 0)])
+    mixed = find.images([wide, records[0]["image"], wide.swapaxes(0, 1)])
+    np.testing.assert_allclose(mixed[0], images[0], atol=1e-5, err_msg="the centre of a picture that is too wide")
+    np.testing.assert_allclose(mixed[1], images[0], atol=1e-5)
     pixels = np.stack([record["image"] for record in records[:5]]).astype(np.float32) / 127.5 - 1
     batch = {"image": pixels, "tokens": np.zeros((5, 12), np.int32)}
     state = restored.state
@@ -63,6 +68,17 @@ def test_rows_are_those_of_the_model_itself(run):
         lambda batch: restored.experiment.task.encode(state.averaged, state.extra, batch, key=None, train=False)[0]
     )
     np.testing.assert_allclose(encode(batch)["image"], images[:5], atol=1e-5)
+
+
+def test_a_tower_of_any_size_is_shown_pictures_of_that_in_the_evaluation():
+    clip, align = (configs.load(f"configs/{name}.py:small", []) for name in ("clip", "align"))
+    assert picture_size(clip, {"image": {"image_size": 96}}) == (96, 96)
+    assert picture_size(clip, {"image": {"image_size": (32, 48)}}) == (32, 48)
+    assert picture_size(align, {"image": {}}) == (64, 64)
+    full = configs.load("configs/align.py:l2", [])
+    assert picture_size(full, {"image": {}}) == (289, 289)
+    full.data.evals = {}
+    assert picture_size(full, {"image": {}}) == (346, 346)
 
 
 def test_what_cannot_be_encoded_is_refused(run, tmp_path):
