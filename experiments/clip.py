@@ -156,8 +156,16 @@ def loaded(config: ml_collections.ConfigDict) -> models.Pretrained:
     return found
 
 
-def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_texts: Callable) -> dict[str, Evaluator]:
-    """One for each held-out set: retrieval, and the zero-shot tasks, probes and maps that the config puts on it."""
+def evaluators(
+    config: ml_collections.ConfigDict,
+    embed_pairs: Callable,
+    embed_texts: Callable,
+    classify: Callable[[np.ndarray], np.ndarray] = zero_shot_weights,
+) -> dict[str, Evaluator]:
+    """One for each held-out set: retrieval, and the zero-shot tasks, probes and maps that the config puts on it.
+
+    `classify`: embedded prompts [C, T, D] -> weights [D, C] of the classes.
+    """
 
     def evaluator(name: str, piece: Mapping) -> Evaluator:
         held_out = configs.call(piece)
@@ -172,7 +180,7 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
                     raise InputError(f"zero_shot on {name!r}: every class needs the same number of prompts")
                 vectors = embed_texts(state, [p for ps in prompts for p in ps]).reshape(len(names), len(prompts[0]), -1)
                 labels = [record[task["label"]] for record in records]
-                found_here = image_text.zero_shot_report(image, vectors, labels, names, name=task["label"])
+                found_here = image_text.zero_shot_report(image, classify(vectors), labels, names, name=task["label"])
                 yield from ((f"zero_shot_{task['label']}/{key}", value) for key, value in found_here)
             for task in (t for t in config.probes if t["on"] == name):
                 known = configs.call(task["train"])
@@ -190,7 +198,7 @@ def evaluators(config: ml_collections.ConfigDict, embed_pairs: Callable, embed_t
                 for change in task["changes"]:
                     values, prompts = zip(*change["words"], strict=True)
                     vectors = [embed_texts(state, list(each))[None] for each in prompts]
-                    words = {value: zero_shot_weights(v)[:, 0] for value, v in zip(values, vectors, strict=True)}
+                    words = {value: classify(v)[:, 0] for value, v in zip(values, vectors, strict=True)}
                     arguments = {"attribute": change["attribute"], "same": change["same"], "weight": task["weight"]}
                     found_here = composed_report(features["image"], known_records, targets, words, **arguments)
                     yield from ((f"edit_{change['attribute']}/{key}", value) for key, value in found_here)

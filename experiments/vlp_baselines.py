@@ -118,9 +118,10 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             loss, metrics = loss + method.weight * extra, metrics | {"term": extra}
         return loss, metrics | scales, state
 
+    share = config.ensemble if "strong" in config.heads else 1.0  # of the weak views' heads
+
     def embedded(state: TrainState, view: str, x: jax.Array) -> jax.Array:
         """Unit rows whose products are w·weak + (1-w)·strong similarities."""
-        share = config.ensemble if "strong" in config.heads else 1.0
         apply = towers[view].apply
         out, _ = apply(state.averaged[view], state.extra[view], ready(x, weak), method="embed")
         return jnp.concatenate([share**0.5 * out["weak"], (1 - share) ** 0.5 * out["strong"]], axis=1)
@@ -145,7 +146,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
         plain = data.tokenizer.tokenize(tokenizer, length, out="text")
         kinds = CaptionAugmentation(seed=config.seed, **configs.plain(config.captions))
         augmented = caption_views(kinds, tokenizer, length, views=config.strong_views)
-        found = clip.evaluators(config, embed_pairs, embed_texts)
+        found = clip.evaluators(config, embed_pairs, embed_texts, functools.partial(class_weights, share=share))
     else:
         found = {
             name: evaluator(configs.call(piece), source, views, embed_pairs)
@@ -192,6 +193,12 @@ def tower(config: ml_collections.ConfigDict, view: str, tokenizer: data.Tokenize
             models.build(backbone), heads, regularize_weak=spec["regularize_weak"], dtype=config.head_dtype
         )
     )
+
+
+def class_weights(prompts_CTD: np.ndarray, share: float) -> np.ndarray:
+    """A classifier [D, C] of `embedded` rows: each head averages and normalises a class's prompts by itself."""
+    parts = zip(np.split(prompts_CTD, 2, axis=-1), (share, 1 - share), strict=True)
+    return np.concatenate([w**0.5 * evals.zero_shot_weights(part) if w else part[:, 0].T for part, w in parts])
 
 
 def paired(reps: Reps, views: tuple[str, str], weak: str, strong: str) -> PairedViews:

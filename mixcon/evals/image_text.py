@@ -17,7 +17,7 @@ from mixcon.evals.probe import linear_probe
 from mixcon.evals.projection import project
 from mixcon.evals.retrieval import image_text_retrieval, ranks
 from mixcon.evals.tiles import top_k
-from mixcon.evals.zero_shot import confusion_matrix, predict, zero_shot, zero_shot_weights
+from mixcon.evals.zero_shot import accuracy, confusion_matrix, predict
 
 Yielded = Iterator[tuple[str, float | Mapping[str, np.ndarray]]]
 RESULTS = 5  # shown for each query
@@ -161,13 +161,13 @@ def map_report(
 
 
 def zero_shot_report(
-    image_ND: np.ndarray, prompts_CTD: np.ndarray, labels_N: Sequence[str], names: Sequence[str], *, name: str
+    image_ND: np.ndarray, weights_DC: np.ndarray, labels_N: Sequence[str], names: Sequence[str], *, name: str
 ) -> Yielded:
     """Zero-shot accuracy with its confusion matrix, over the images whose label is among the names.
 
     Args:
       image_ND: unit rows.
-      prompts_CTD: embedded prompts, T for each class.
+      weights_DC: a classifier from prompts, such as `zero_shot_weights` gives.
       labels_N: label of each image.
       names: C class names.
       name: of the task.
@@ -175,9 +175,9 @@ def zero_shot_report(
     codes = {label: code for code, label in enumerate(names)}
     rows = [row for row, label in enumerate(labels_N) if label in codes]
     truth = np.asarray([codes[labels_N[row]] for row in rows])
-    yield from zero_shot(image_ND[rows], prompts_CTD, truth).items()
-    predicted = predict(image_ND[rows], zero_shot_weights(prompts_CTD))[:, 0]
-    counts = confusion_matrix(predicted, truth, classes=len(names))
+    predicted = predict(image_ND[rows], weights_DC, k=min(5, len(names)))
+    yield from accuracy(predicted, truth, classes=len(names)).items()
+    counts = confusion_matrix(predicted[:, 0], truth, classes=len(names))
     yield "confusion", artifacts.confusion(counts, names, title=f"Zero-shot {name}", caption=f"{len(rows)} images.")
 
 

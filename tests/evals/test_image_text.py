@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from experiments.clip import evaluators
+from experiments.vlp_baselines import class_weights
 from mixcon import config as configs
 from mixcon.errors import InputError
-from mixcon.evals import image_text_retrieval, normalized
-from mixcon.evals.image_text import pictures, retrieval_report
+from mixcon.evals import image_text_retrieval, normalized, zero_shot_weights
+from mixcon.evals.image_text import pictures, retrieval_report, zero_shot_report
 
 
 def rows(seed, *shape):
@@ -108,3 +109,26 @@ def test_a_folder_with_several_captions_a_picture_is_evaluated_as_such(tmp_path)
     by_file, by_text = found(), found("--config.image_id=text")
     assert by_file["text_to_image/R@1"] == by_file["image_to_text/R@1"] == 1
     assert by_text["text_to_image/R@1"] == 0, "copies tie, and ties count against the right one"
+
+
+def test_classes_of_two_heads_are_the_weighted_sum_of_what_each_head_says():
+    """w z·(mean of z prompts, unit) + (1 - w) h·(the same of h), though prompts agree in one head only."""
+    share, image = 0.3, (rows(2, 5, 4), rows(3, 5, 4))
+    prompts = [rows(4, 6, 4).reshape(2, 3, 4), rows(5, 6, 4).reshape(2, 3, 4)]
+    prompts[1][0] = prompts[1][0, :1]
+    scores = 0
+    for weight, features, words in zip((share, 1 - share), image, prompts, strict=True):
+        mean = words.mean(1)
+        scores = scores + weight * features @ (mean / np.linalg.norm(mean, axis=1, keepdims=True)).T
+    halves = share**0.5, (1 - share) ** 0.5
+    joined, both = (np.concatenate([a * x for a, x in zip(halves, part, strict=True)], -1) for part in (image, prompts))
+    np.testing.assert_allclose(joined @ class_weights(both, share), scores, rtol=1e-5, atol=1e-6)
+    alone = np.concatenate([prompts[0], 0 * prompts[1]], -1)
+    np.testing.assert_allclose(class_weights(alone, 1.0)[:4], zero_shot_weights(prompts[0]))
+
+
+def test_a_zero_shot_task_uses_the_classifier_that_is_handed_in():
+    image, weights = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[:, [0, 2, 1]]
+    found = dict(zero_shot_report(image, weights, ["a", "b", "other"], ["a", "b", "c"], name="letter"))
+    assert found["top1"] == 0.5
+    assert found["confusion"]["matrix"].tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
