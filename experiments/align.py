@@ -15,7 +15,7 @@ import numpy as np
 
 from mixcon import config as configs
 from mixcon import data, evals, models
-from mixcon.errors import InputError
+from mixcon.data.records import two_views
 from mixcon.evals.embed import embed
 from mixcon.models.heads import LogitScale
 from mixcon.train.assemble import assemble, process_share
@@ -28,9 +28,7 @@ EVAL_BATCH = 500
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Towers, temperature, loss and data as the config names them."""
     source = configs.call(config.data.train)
-    views = tuple(config.views)
-    if missing := set(views) - set(source[0]):
-        raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
+    views = two_views(config.views, source[0])
     towers = {view: models.functional(models.build(configs.plain(config.towers[view]))) for view in views}
     scale = models.functional(lambda rngs: LogitScale(**configs.plain(config.logit_scale)))
     loss = pair_objective(config.objective, num_examples=len(source))

@@ -17,8 +17,7 @@ import numpy as np
 
 from mixcon import config as configs
 from mixcon import data, evals, models
-from mixcon.data.records import read
-from mixcon.errors import InputError
+from mixcon.data.records import read, two_views
 from mixcon.evals.embed import embed
 from mixcon.models.procrustes import procrustes_alignment
 from mixcon.train import loop
@@ -34,9 +33,7 @@ BATCH = 500
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Encoders, rotation, loss, data and evaluations as the config names them."""
     source = configs.call(config.data.train)
-    views = dict(zip(ENCODERS, config.views, strict=True))
-    if missing := set(config.views) - set(source[0]):
-        raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
+    views = dict(zip(ENCODERS, two_views(config.views, source[0]), strict=True))
     towers = {name: models.functional(models.build(configs.plain(config.towers[name]))) for name in ENCODERS}
     augmentations = map(configs.partial, config.augment)
     view_of = data.augment.pixels(*augmentations, mean=config.image_mean, std=config.image_std)

@@ -19,7 +19,7 @@ import numpy as np
 from mixcon import config as configs
 from mixcon import data, evals, models
 from mixcon.data.beside import Beside
-from mixcon.data.records import read
+from mixcon.data.records import read, two_views
 from mixcon.errors import InputError
 from mixcon.evals.embed import embedder
 from mixcon.models.heads import LogitScale
@@ -38,10 +38,9 @@ Encoder = Callable[[Any, jax.Array], jax.Array]  # (weights, inputs) -> unit emb
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """The frozen tower and its features, the trained tower, loss, data and evaluations as the config names them."""
     refuse_parts(config.gradient.name, ("standard",), "the frozen weights belong to the whole batch")
-    view, known_view = config.views
     source = source_of(config, config.data.train)
-    if missing := {view} - set(source[0]):
-        raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
+    given = config.views[1:] if config.frozen.kind == "given" else ()  # its features are there instead
+    view, known_view = two_views(config.views, {*source[0], *given})
     known, weights, transform = frozen_tower(config, workdir)
     spec = configs.plain(config.tower)
     trained = models.functional(models.build(spec))

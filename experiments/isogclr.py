@@ -17,7 +17,7 @@ import numpy as np
 
 from mixcon import config as configs
 from mixcon import data, evals, models
-from mixcon.errors import InputError
+from mixcon.data.records import two_views
 from mixcon.evals.embed import embed
 from mixcon.models.heads import LogitScale
 from mixcon.train.assemble import assemble, process_share
@@ -30,10 +30,7 @@ EVAL_BATCH = 500
 def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experiment:
     """Towers, objective, data and evaluations as the config names them."""
     source = configs.call(config.data.train)
-    first, second = config.views
-    missing = {first, second} - set(source[0])
-    if missing:
-        raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(source[0]))}")
+    first, second = two_views(config.views, source[0])
     towers = {view: models.functional(models.build(configs.plain(config.towers[view]))) for view in (first, second)}
     augment = data.augment.compose(*map(configs.partial, config.augment))
     pixels = data.augment.pixels(augment, mean=config.image_mean, std=config.image_std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgpack
@@ -133,3 +133,21 @@ def image_text(height: int, width: int, *, max_pixels: int = MAX_PIXELS) -> Call
         }
 
     return decode
+
+
+def two_views(views: Sequence[str], fields: Collection[str]) -> tuple[str, str]:
+    """The names of the two fields of a record that are seen side by side, equal ones allowed.
+
+    Raises:
+        InputError: not two names, or not of these fields.
+
+    Example:
+        >>> two_views(("image", "text"), {"image": 0, "text": 0, "label": 0})
+        ('image', 'text')
+    """
+    if isinstance(views, str) or len(views) != 2:
+        raise InputError(f"views={views!r} must be two names of fields, such as ('image', 'text')")
+    if missing := set(views) - set(fields):
+        raise InputError(f"views: records have no field {missing.pop()!r}; they have {', '.join(sorted(fields))}")
+    first, second = views
+    return first, second
