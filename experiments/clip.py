@@ -25,6 +25,11 @@ from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState, s
 
 EVAL_BATCH = 256
 RANDOM = "random"  # as `init_from`: no weights, though towers are locked, as to plan a run
+TASKS = {  # of an evaluation: which held-out set, by which field of its records, and what else
+    "zero_shot": ("on", "label", "prompts"),
+    "probes": ("on", "label", "train"),
+    "edits": ("on", "key", "known", "weight", "changes"),
+}
 TOKENIZER_TEXTS = 100_000  # captions that a tokenizer is trained on, at most
 
 
@@ -156,6 +161,19 @@ def loaded(config: ml_collections.ConfigDict) -> models.Pretrained:
     return found
 
 
+def check_tasks(config: ml_collections.ConfigDict, name: str, record: Mapping) -> None:
+    """Refuse tasks that could not be done on a held-out set once the model is trained; `record` is one of its own."""
+    for kind, keys in TASKS.items():
+        for task in config.get(kind, ()):
+            if not isinstance(task, Mapping | ml_collections.ConfigDict) or set(task) != set(keys):
+                raise InputError(f"{kind} must be a sequence of dicts with {', '.join(keys)}; got {task!r} in it")
+            field = task[keys[1]]
+            if task["on"] == name and field not in record:
+                raise InputError(f"{kind} on {name!r}: records have no {field!r} but {', '.join(sorted(record))}")
+            if kind == "zero_shot" and len({len(prompts) for _, prompts in task["prompts"]}) != 1:
+                raise InputError(f"zero_shot on {task['on']!r}: every class needs the same number of prompts")
+
+
 def evaluators(
     config: ml_collections.ConfigDict,
     embed_pairs: Callable,
@@ -169,6 +187,7 @@ def evaluators(
 
     def evaluator(name: str, piece: Mapping) -> Evaluator:
         held_out = configs.call(piece)
+        check_tasks(config, name, next(read(held_out, at_most=1), {}))
 
         def evaluate(state: TrainState) -> image_text.Yielded:
             found = embed_pairs(state, held_out)
@@ -176,8 +195,6 @@ def evaluators(
             yield from image_text.retrieval_report(image, text, records, name=name, image_id=config.get("image_id", ""))
             for task in (t for t in config.zero_shot if t["on"] == name):
                 names, prompts = zip(*task["prompts"], strict=True)
-                if len({len(each) for each in prompts}) > 1:
-                    raise InputError(f"zero_shot on {name!r}: every class needs the same number of prompts")
                 vectors = embed_texts(state, [p for ps in prompts for p in ps]).reshape(len(names), len(prompts[0]), -1)
                 labels = [record[task["label"]] for record in records]
                 found_here = image_text.zero_shot_report(image, classify(vectors), labels, names, name=task["label"])
