@@ -1,5 +1,6 @@
 """Contrast of each example with a memory of all: one slot for each, a moving average of its features."""
 
+import inspect
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -55,8 +56,8 @@ def feature_bank(
       (loss, aux, bank)` with the metrics of the loss.
 
     Raises:
-      InputError: sizes below 1 (N below 2), a momentum outside [0, 1]; at `apply` rows of another size, and ids that
-        are not in the memory or twice in the batch (outside jit).
+      InputError: sizes below 1 (N below 2), a momentum outside [0, 1], a loss without `positive_index`; at `apply` rows
+        of another size, and ids that are not in the memory or twice in the batch (outside jit).
 
     Example:
       >>> objective = feature_bank(50_000, 128, contrast=functools.partial(info_nce, temperature=0.3))
@@ -70,6 +71,11 @@ def feature_bank(
         raise InputError(f"a memory needs num_examples >= 2 and dim >= 1, got {num_examples} and {dim}.")
     if not 0 <= momentum <= 1:
         raise InputError(f"momentum must lie in [0, 1], got {momentum}.")
+    if "positive_index" not in inspect.signature(contrast).parameters:
+        raise InputError(
+            "contrast must take positive_index, the slots of the queries' own: info_nce, simple_contrastive, "
+            f"hard_info_nce and hard_simple_contrastive do, {getattr(contrast, 'func', contrast)!r} does not."
+        )
 
     def init(key: Array) -> FeatureBank:
         return FeatureBank(l2_normalize(jax.random.normal(key, (num_examples, dim))).astype(dtype))
