@@ -83,6 +83,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[Reps, dict]:
         reps: Reps = {}
         new = dict(extra)
+        if train and len(batch[views[0]]) < 2:
+            raise InputError("batch_size: one pair at a time has no other to be told from, and no statistics; take two")
         for number, view in enumerate(views):
             inputs = batch[view], batch.get(f"{view}_views")
             own, taught = jax.random.split(jax.random.fold_in(key, number))

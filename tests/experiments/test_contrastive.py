@@ -47,6 +47,37 @@ def test_a_view_that_records_lack_is_said(tmp_path):
         loop.build(load("contrastive_gap.py:digits", "views=('pix', 'zer')"), tmp_path)
 
 
+def test_what_is_no_pair_of_views_is_said(tmp_path):
+    for name in ("contrastive_gap.py:digits", "align.py:digits", "isogclr.py:small"):
+        with pytest.raises(InputError, match="must be two names of fields"):
+            loop.build(load(name, "views=('pix',)"), tmp_path)
+
+
+def test_a_loss_without_a_memory_s_slots_is_said(tmp_path):
+    with pytest.raises(InputError, match="positive_index"):
+        loop.build(load("contrastive_behaviour.py:small", "objective={'name': 'mixcon.objectives.clip'}"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip.py:small", "align.py:small"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("zero_shot=foo", "zero_shot must be a sequence of dicts"),
+        ("zero_shot=({'on': 'concept', 'label': 'gruop', 'prompts': (('a', ('a',)),)},)", "no 'gruop'"),
+        ("zero_shot=({'on': 'concept', 'label': 'group', 'prompts': (('a', ('a',)), ('b', ()))},)", "same number"),
+        ("probes=({'on': 'concept', 'label': 'group'},)", "probes must be a sequence of dicts"),
+    ],
+)
+def test_a_task_of_the_evaluation_is_refused_before_training(name, change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        loop.build(load(name, change), tmp_path)
+
+
+def test_one_pair_at_a_time_is_refused(tmp_path):
+    with pytest.raises(InputError, match="one pair at a time"):
+        loop.train(load("vlp_baselines.py:digits", "batch_size=1"), tmp_path, progress=False)
+
+
 @pytest.mark.slow
 def test_the_geometry_of_what_was_learned(tmp_path):
     config = load("contrastive_behaviour.py:small", "data.train.train_size=1600")
