@@ -147,7 +147,7 @@ LINEAR_MEMORY: dict[str, str] = {
     "cluster_weighted_info_nce": "through the engine",
     "contrastive": "through the engine",
     "cross_batch_memory": "through the engine, beside the queue itself",
-    "cwcl": "through the engine; its affine weights need no pair",
+    "cwcl": "through the engine, unless weights is a dense matrix; its affine weights need no pair",
     "cyclic": "always: its matrix is features × features",
     "debiased": "through the engine",
     "decoupled": "through the engine",

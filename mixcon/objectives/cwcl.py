@@ -37,7 +37,7 @@ def cwcl(
     *,
     logit_scale: ArrayLike,
     logit_bias: ArrayLike | None = None,
-    weights: str | Pairs = "affine",
+    weights: str | Pairs | ArrayLike = "affine",
     reference: Array | None = None,
     labels: ArrayLike | None = None,
     weight_temperature: float = 0.1,
@@ -59,7 +59,8 @@ def cwcl(
       first, second: [N, D] unit rows, row i of each a pair; one of them is of the frozen modality, see `frozen`.
       logit_scale: s, the multiplier itself (1/temperature), a scalar. logit_bias: both softmaxes are invariant to it.
       weights: "affine", as above (needs no pair: memory D×E); "relu": max(r_i·r_j, 0); "exp": exp((r_i·r_j - 1)/t);
-        "identity": the pair alone, which is CLIP; "labels": 1 for equal labels; or `Pairs` of one's own.
+        "identity": the pair alone, which is CLIP; "labels": 1 for equal labels; or one's own, as `Pairs` or as a
+        matrix [N, N] (memory N×N: small batches).
       reference: r [N, E], unit rows; the frozen modality's own by default.
       labels: [N] int, for "labels". weight_temperature: t > 0, for "exp".
       frozen: which of the two is the frozen modality. Its encoder is locked elsewhere: gradients do reach it here.
@@ -86,6 +87,7 @@ def cwcl(
     checks.positive("logit_scale", logit_scale)
     first, second = unit_rows("first", first, normalize), unit_rows("second", second, normalize)
     trained, known = (first, second) if frozen == "second" else (second, first)
+    weights = weights if isinstance(weights, str | Pairs) else _matrix(weights, len(known), axis_name)
     target, reference = _target(weights, known, reference, labels, weight_temperature, normalize)
     dtype = accumulator(trained)
     scale = jnp.asarray(logit_scale, dtype)
@@ -162,6 +164,15 @@ def _target(
     checks.positive("weight_temperature", temperature)
     kernels: dict[Any, Any] = {"affine": clipped_affine, "relu": jax.nn.relu, "exp": Exponential(temperature)}
     return pairs.similarity(reference, kernel=kernels[weights]), reference
+
+
+def _matrix(weights: ArrayLike, count: int, axis_name: str | None) -> Pairs:
+    """Weights written out, a row for each pair here and a column for each pair anywhere."""
+    wanted = count, global_size(count, axis_name)
+    if jnp.shape(weights) != wanted:
+        raise InputError(f"weights must be a matrix {list(wanted)} of all pairs, got shape {jnp.shape(weights)}.")
+    checks.finite("weights", weights)
+    return pairs.dense(weights)
 
 
 def _affine_sums(trained: Array, known: Array, reference: Array, axis_name: str | None) -> tuple[Array, Array]:

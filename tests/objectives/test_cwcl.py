@@ -98,6 +98,19 @@ def test_equal_frozen_embeddings_pull_every_anchor_to_uniform_logits() -> None:
     np.testing.assert_allclose([aux["target_entropy"], aux["loss_weighted"]], np.log(12), rtol=1e-5)
 
 
+def test_weights_may_be_a_matrix() -> None:
+    p, q = units(9, 8, 5)
+    weights = np.random.default_rng(0).uniform(size=(8, 8)).astype(np.float32)
+    share = weights / weights.sum(1, keepdims=True)
+    scores = 7.0 * np.asarray(p @ q.T)
+    rows, cols = (each - np.log(np.exp(each).sum(1, keepdims=True)) for each in (scores, scores.T))
+    wanted = -(share * rows).sum(1).mean() - np.diag(cols).mean()
+    for given in (weights, jnp.asarray(weights), weights.tolist()):
+        np.testing.assert_allclose(o.cwcl(p, q, logit_scale=7.0, weights=given), wanted, rtol=1e-5)
+    jitted = jax.jit(lambda weights: o.cwcl(p, q, logit_scale=7.0, weights=weights, has_aux=True))(weights)
+    np.testing.assert_allclose(jitted[0], wanted, rtol=1e-5)
+
+
 def test_a_single_pair_costs_nothing_and_moves_nothing() -> None:
     p, q = units(5, 1, 6)
     loss, gradients = jax.value_and_grad(lambda p, q: o.cwcl(p, q, logit_scale=14.0), argnums=(0, 1))(p, q)
@@ -133,6 +146,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "reference of another batch": ({"reference": Q[:3]}, "a row for each pair"),
     "reference unused": ({"reference": Q, "weights": "identity"}, "a reference to"),
     "reference not finite": ({"reference": Q.at[0].set(jnp.nan)}, "reference must be finite"),
+    "a matrix of another batch": ({"weights": np.ones((4, 3))}, "matrix"),
+    "a matrix not finite": ({"weights": np.full((4, 4), np.nan)}, "weights must be finite"),
     "negative weights": ({"weights": lambda: pairs.dense(-jnp.ones((4, 4)))}, "not negative"),
     "weights that vanish": ({"weights": lambda: pairs.dense(jnp.zeros((4, 4)))}, "4 of 4 rows sum to less"),
     "temperature": ({"weights": "exp", "weight_temperature": 0.0}, "weight_temperature"),
