@@ -39,7 +39,7 @@ class Rules:
     def __post_init__(self) -> None:
         if min(self.min_side, self.max_texts, self.max_distance, self.max_images, self.min_words) < 0:
             raise InputError(f"rules of cleaning must not be negative: {self}")
-        if self.max_aspect <= 1 or self.vocabulary < 1 or self.max_words < max(self.min_words, 1):
+        if not self.max_aspect > 1 or self.vocabulary < 1 or self.max_words < max(self.min_words, 1):
             raise InputError(f"max_aspect must be above 1, vocabulary at least 1, max_words at least min_words: {self}")
 
 

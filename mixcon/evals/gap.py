@@ -76,7 +76,8 @@ def linear_separability(x: Any, y: Any, *, train_index: Any = None, test_index: 
       A share in 0..1.
 
     Raises:
-      InputError: Shapes differ, rows are not unit, fewer than ten pairs without a given split.
+      InputError: Shapes differ, rows are not unit, fewer than ten pairs without a given split, or a split
+        with an empty part.
 
     Example:
       >>> import numpy as np
@@ -98,6 +99,9 @@ def linear_separability(x: Any, y: Any, *, train_index: Any = None, test_index: 
             raise InputError(f"linear_separability needs at least 10 pairs to split 80/20; got {len(x_ND)}.")
         order = np.random.default_rng(seed).permutation(len(x_ND))
         test_index, train_index = np.split(order, [max(1, len(order) // 5)])
+
+    if not len(train_index) or not len(test_index):
+        raise InputError(f"train_index and test_index need pairs; got {len(train_index)} and {len(test_index)}.")
 
     def both(index: Any) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate([x_ND[index], y_ND[index]]), np.repeat([0, 1], len(index))

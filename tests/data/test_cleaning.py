@@ -178,6 +178,7 @@ def test_the_command_takes_rules(crawl, capsys):
         (["min_sid=1"], "min_side"),
         (["min_side=x"], "min_side=200"),
         (["max_aspect=1"], "above"),
+        (["max_aspect=nan"], "above"),
     ):
         with pytest.raises(InputError, match=words_of_it):
             parse_rules(wrong)

@@ -123,6 +123,9 @@ def test_a_gap_is_seen_and_no_gap_is_not():
     x, shift = rng.normal(size=(200, 6)), np.array([3.0, 0, 0, 0, 0, 0])
     far, near = normalized(x + shift), normalized(x - shift)
     assert linear_separability(far, near) > 0.95
+    for split in ({"train_index": [], "test_index": [0]}, {"train_index": [0, 1], "test_index": []}):
+        with pytest.raises(InputError, match="need pairs"):
+            linear_separability(far, near, **split)
     assert modality_gap(far, near)["centroid_distance"] > 1
     same = unit(rng, 200, 6)
     other = normalized(same + 0.05 * rng.normal(size=same.shape))
