@@ -16,6 +16,7 @@ from mixcon.reproduce.study import Arm, Study, Table
 
 VARIANTS = ("coco128", "coco64", "coco32", "idealized", "small", "digits", "digits_idealized")
 COCO = 118_287  # training images
+RECALL_AT = (1, 3, 5, 10)  # what the evaluation reports, of images and captions
 
 
 def get_config(arg: str = "coco128") -> ml_collections.ConfigDict:
@@ -52,6 +53,7 @@ def coco(dim: int) -> ml_collections.ConfigDict:
     config.data.train.pattern = "coco/train-*.arrayrecord"
     config.data.evals.heldout.pattern = "coco/val-*.arrayrecord"
     config.augment = ()
+    config.recall_at = RECALL_AT
     optimizer(config, peak=1e-6)
     fixed_scale(config)
     return config
@@ -149,6 +151,7 @@ def emoji() -> ml_collections.ConfigDict:
     config.model.text.depth = 1
     config.zero_shot = ()
     config.probes = ()
+    config.recall_at = RECALL_AT
     fixed_scale(config)
     return config
 

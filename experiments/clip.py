@@ -192,7 +192,8 @@ def evaluators(
         def evaluate(state: TrainState) -> image_text.Yielded:
             found = embed_pairs(state, held_out)
             image, text, records = found["image"], found["text"], [held_out[i] for i in found["index"]]
-            yield from image_text.retrieval_report(image, text, records, name=name, image_id=config.get("image_id", ""))
+            options = {"image_id": config.get("image_id", ""), "ks": tuple(config.get("recall_at", (1, 5, 10)))}
+            yield from image_text.retrieval_report(image, text, records, name=name, **options)
             for task in (t for t in config.zero_shot if t["on"] == name):
                 names, prompts = zip(*task["prompts"], strict=True)
                 vectors = embed_texts(state, [p for ps in prompts for p in ps]).reshape(len(names), len(prompts[0]), -1)

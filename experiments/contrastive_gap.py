@@ -111,8 +111,9 @@ def evaluator(
         sides = shown["first"], shown["second"]
         yield from evals.gap_report(*sides).items()
         yield "alignment", evals.alignment(*sides)
-        both = [evals.retrieval(a, b, ks=(1, 5)) for a, b in (sides, sides[::-1])]
-        yield from ((name, (both[0][name] + both[1][name]) / 2) for name in ("R@1", "R@5"))
+        both = [evals.retrieval(a, b, ks=(1, 3, 5, 10)) for a, b in (sides, sides[::-1])]
+        recalls = [name for name in both[0] if name.startswith("R@") and "/" not in name]
+        yield from ((name, (both[0][name] + both[1][name]) / 2) for name in recalls)
         if "label" in shown:
             train = embedded(state, known)
             labels = train["label"], shown["label"]

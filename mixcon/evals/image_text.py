@@ -29,7 +29,13 @@ NEGATIVES = 2_000  # sampled for the histogram
 
 
 def retrieval_report(
-    image_ND: np.ndarray, text_ND: np.ndarray, records: Sequence[Mapping], *, name: str, image_id: str = ""
+    image_ND: np.ndarray,
+    text_ND: np.ndarray,
+    records: Sequence[Mapping],
+    *,
+    name: str,
+    image_id: str = "",
+    ks: Sequence[int] = (1, 5, 10),
 ) -> Yielded:
     """Retrieval in both directions with grids of examples, alignment, uniformity, the modality gap, similarities.
 
@@ -41,6 +47,7 @@ def retrieval_report(
       records: N of them, random access, with `image` (uint8 [h, w, 3]) and `text`.
       name: of the set, for titles.
       image_id: see `pictures`.
+      ks: see `retrieval`.
 
     Yields:
       `(metric, float)` and `(artifact, arrays)`.
@@ -51,7 +58,7 @@ def retrieval_report(
     _, first_G = np.unique(shown_N, return_index=True)  # the row that stands for each image
     words_GP = _lists(shown_N, words_N)
     gallery_GD = image_ND[first_G]
-    yield from image_text_retrieval(gallery_GD, text_ND, image_ids=words_GP, text_ids=words_N).items()
+    yield from image_text_retrieval(gallery_GD, text_ND, image_ids=words_GP, text_ids=words_N, ks=ks).items()
     yield "alignment", alignment(image_ND, text_ND)
     for side, rows in (("image", gallery_GD), ("text", text_ND)):
         yield f"uniformity/{side}", uniformity(rows)

@@ -13,6 +13,8 @@ from mixcon.errors import InputError
 from mixcon.evals import image_text_retrieval, normalized, zero_shot_weights
 from mixcon.evals.image_text import pictures, retrieval_report, zero_shot_report
 
+WAYS, ENDS = ("image_to_text", "text_to_image"), ("", "/chance")
+
 
 def rows(seed, *shape):
     return normalized(np.random.default_rng(seed).normal(size=shape))
@@ -99,8 +101,8 @@ def test_a_folder_with_several_captions_a_picture_is_evaluated_as_such(tmp_path)
     image, text, _ = set_of(4, 3)
     held_out = {"name": "mixcon.data.folder.image_folder", "path": str(tmp_path), "size": (8, 8)}
 
-    def found(*more):
-        config = configs.load("configs/clip.py:small", ["--config.zero_shot=()", "--config.probes=()", *more])
+    def found(*more, name="clip"):
+        config = configs.load(f"configs/{name}.py:small", ["--config.zero_shot=()", "--config.probes=()", *more])
         config.data.evals = {"held_out": held_out}
         embedded = {"image": image, "text": text, "index": np.arange(12)}
         made = evaluators(config, lambda state, pairs: embedded, lambda state, texts: None)
@@ -109,6 +111,7 @@ def test_a_folder_with_several_captions_a_picture_is_evaluated_as_such(tmp_path)
     by_file, by_text = found(), found("--config.image_id=text")
     assert by_file["text_to_image/R@1"] == by_file["image_to_text/R@1"] == 1
     assert by_text["text_to_image/R@1"] == 0, "copies tie, and ties count against the right one"
+    assert by_file.keys() == {*found(name="contrastive_gap")} - {f"{way}/R@3{end}" for way in WAYS for end in ENDS}
 
 
 def test_classes_of_two_heads_are_the_weighted_sum_of_what_each_head_says():

@@ -27,7 +27,7 @@ def test_without_a_gap_at_first(tmp_path):
 
     found = before_and_after(load("contrastive_gap.py:digits_idealized"), tmp_path)
     assert found["before/centroid_distance"] < 0.2
-    assert found["before/R@1"] > 0.5, "the same inputs: most find their own"
+    assert 0.5 < found["before/R@1"] <= found["before/R@3"] <= found["before/R@10"], "most find their own"
     assert found["after/centroid_distance"] != found["before/centroid_distance"]
 
 
