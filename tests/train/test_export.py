@@ -66,7 +66,7 @@ def test_a_run_becomes_a_clip_model_of_transformers(tmp_path, capsys):
 
 
 def siglip_config():
-    """`configs/siglip.py:b16` in all but its sizes and data."""
+    """`configs/siglip.py:b16` in all but its sizes, types and data."""
     emoji = "{'name': 'mixcon.data.emoji.Emoji', 'split': 'both', 'side': 'train'}"
     config = configs.load(
         "configs/siglip.py:b16",
@@ -78,6 +78,7 @@ def siglip_config():
         ],
     )  # fmt: skip
     with config.unlocked():
+        config.model.update(dtype="float32", remat=False, scan_layers=False)  # sooner compiled
         config.model.image.update(size=None, width=32, depth=1, heads=2, patch=16, image_size=64)
         config.model.text.update(width=32, depth=1, heads=2, context_length=12)
     return config
@@ -97,7 +98,7 @@ def test_a_run_of_the_siglip_config_becomes_a_siglip_model_of_transformers(tmp_p
     assert (ids[:, -1] == end).all()
     images = np.stack([record["image"] for record in records]).astype(np.float32) / 127.5 - 1
     loaded = load_clip(tmp_path / "out")
-    out, _ = functional(build(loaded.spec)).apply(loaded.params, {}, images, ids)
+    out, _ = jax.jit(functional(build(loaded.spec)).apply)(loaded.params, {}, images, ids)
     torch = pytest.importorskip("torch", reason="compared with transformers, which needs torch")
     transformers = pytest.importorskip("transformers")
     theirs = transformers.SiglipModel.from_pretrained(tmp_path / "out").eval()
