@@ -116,8 +116,9 @@ def describe_model(config: ml_collections.ConfigDict, tokenizer: data.Tokenizer)
     spec, found = configs.plain(config.model), loaded(config)
     if (homeless := sorted(set(spec.get("locked", ())) - set(found.params))) and config.init_from != RANDOM:
         raise InputError(
-            f"model.locked names {', '.join(homeless)}, which would stay random: set init_from to a folder of "
-            f"weights (a CLIP, a SigLIP, a plain ViT), or to {RANDOM!r} where the numbers do not matter"
+            f"model.locked names {', '.join(homeless)}, which would stay random: set init_from to a folder of weights "
+            "(a CLIP, a SigLIP, a plain ViT) and init_parts to parts of it that include the tower, or init_from to "
+            f"{RANDOM!r} where the numbers do not matter"
         )
     if "text" in found.params:
         text = found.spec["text"]

@@ -68,9 +68,9 @@ def with_stand_ins(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """
     found, replaced = configs.from_json(configs.to_json(config)), []
     with found.unlocked():
-        if weights := found.get("init_from", ""):
-            found.init_from = "random"
-            replaced.append(f"the weights in {weights} by random ones")
+        if weights := [found[key] for key in ("init_from", "text_init_from") if found.get(key, "")]:
+            found.init_from, found.text_init_from = "random", ""
+            replaced.append(f"the weights in {' and '.join(weights)} by random ones")
         for key in ("evals", "classes"):
             if key in found.data:
                 found.data[key] = {}

@@ -172,6 +172,10 @@ def test_stand_ins_are_named_and_have_the_shapes_of_the_data(tmp_path, monkeypat
     row = compile.one_row(config, tmp_path)
     assert row["image"].shape == (1, 224, 224, 3)
     assert row["tokens"].shape == (1, 77)
+    weights = ["--config.init_from=vit", "--config.init_parts=('image',)", "--config.text_init_from=bert"]
+    config, said = with_stand_ins(configs.load("configs/clip.py:b32", weights), tmp_path)
+    assert "the weights in vit and bert by random ones" in said
+    assert (config.init_from, config.text_init_from) == ("random", "")
 
 
 @pytest.mark.slow
