@@ -153,6 +153,9 @@ def published(
             dict(name=f"{AUGMENT}.gaussian_blur", sigma=(0.1, 2.0), p=0.5),
             dict(name=f"{AUGMENT}.horizontal_flip", p=0.5),
         ),
+        # Of the second strong view; () takes the same. As BYOL's: here gaussian_blur with p=0.1 and solarize with p=0.2
+        # added, above gaussian_blur with p=1.0, and in both color_jitter with saturation=0.2.
+        strong2=(),
     )
     config.captions = captions(clean=clean, thesaurus="wordnet", drop_stop_words=drop_stop_words[bool(vit)])
     config.stand_in = (  # what `mixcon plan` takes where shards and WordNet are not here

@@ -45,7 +45,9 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     if config.method == "swalip_prototypes":
         sizes = method.heads.projector.out_features, method.prototypes
         prototypes = models.functional(lambda rngs: models.Prototypes(*sizes, rngs))
-    weak, strong = (data.augment.compose(*map(configs.partial, config.augment[kind])) for kind in ("weak", "strong"))
+    pipelines = config.augment.weak, config.augment.strong, config.augment.get("strong2") or config.augment.strong
+    weak, strong, second = (data.augment.compose(*map(configs.partial, pieces)) for pieces in pipelines)
+    strongs = [second if number == 1 else strong for number in range(config.strong_views)]
 
     def init(key: jax.Array) -> tuple[dict, dict, dict]:
         keys = iter(jax.random.split(key, len(views) + 3))
@@ -77,7 +79,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
             if f"{view}_views" in batch:
                 out[f"{view}_views"] = batch[f"{view}_views"]
             elif keys:
-                out[f"{view}_views"] = jnp.stack([ready(batch[view], strong, k) for k in keys], axis=1)
+                seen = [ready(batch[view], augment, k) for augment, k in zip(strongs, keys, strict=True)]
+                out[f"{view}_views"] = jnp.stack(seen, axis=1)
         return out | {"index": batch["index"]}
 
     def encode(params: dict, extra: dict, batch: Batch, *, key: jax.Array, train: bool) -> tuple[Reps, dict]:

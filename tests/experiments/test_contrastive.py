@@ -78,6 +78,18 @@ def test_one_pair_at_a_time_is_refused(tmp_path):
         loop.train(load("vlp_baselines.py:digits", "batch_size=1"), tmp_path, progress=False)
 
 
+def test_the_second_strong_view_may_have_a_pipeline_of_its_own(tmp_path):
+    config = load("vlp_baselines.py:digits", "augment.strong=()")
+    with config.unlocked():
+        config.augment.strong2 = ({"name": "mixcon.data.features.drop_features", "rate": 0.5},)
+    x = np.random.default_rng(0).uniform(1, 2, size=(2, 240)).astype(np.float32)
+    batch = {"pix": x, "fou": x[:, :76], "index": np.arange(2)}
+    task = loop.build(config, tmp_path).task
+    views = np.asarray(task.prepare(batch, key=jax.random.key(0), step=0)["pix_views"])
+    np.testing.assert_array_equal(views[:, 0], x)
+    assert 0.3 < (views[:, 1] == 0).mean() < 0.7
+
+
 @pytest.mark.slow
 def test_the_geometry_of_what_was_learned(tmp_path):
     config = load("contrastive_behaviour.py:small", "data.train.train_size=1600")
