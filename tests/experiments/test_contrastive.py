@@ -90,6 +90,16 @@ def test_the_second_strong_view_may_have_a_pipeline_of_its_own(tmp_path):
     assert 0.3 < (views[:, 1] == 0).mean() < 0.7
 
 
+def test_the_published_probe_is_the_paper_s():
+    fit = configs.partial(configs.load("configs/contrastive_behaviour.py:cifar10").probe)
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    probe = fit(x, (x[:, 0] > 0).astype(int), classes=2)
+    assert (probe.scores(x).argmax(1) == (x[:, 0] > 0)).mean() > 0.9
+    assert fit.keywords["learning_rate"] == 30.0
+    assert tuple(fit.keywords["at"]) == (40, 60, 80)
+
+
 @pytest.mark.slow
 def test_the_geometry_of_what_was_learned(tmp_path):
     config = load("contrastive_behaviour.py:small", "data.train.train_size=1600")
