@@ -20,7 +20,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium")]
 
 ROOT = Path(__file__).resolve().parents[2]
-DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", "temperature geodesic_mixup").split()  # flat, and WebGL
+EVERY = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py") if p.read_text().startswith("# ---\n# jupyter:"))
+DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", " ".join(EVERY)).split()
 OUTPUT = ".jp-OutputArea-output:has(.noUi-handle)"  # the figure that has controls
 FIGURE, HANDLE, LINE = (f"{OUTPUT} {part}" for part in (".js-plotly-plot", ".noUi-handle", "input[type=text]"))
 SECOND = f"{FIGURE} .nsewdrag[data-subplot=x2y2]"
