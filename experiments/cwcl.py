@@ -32,6 +32,7 @@ from mixcon.train.state import Batch, Evaluator, Experiment, Task, TrainState
 
 EVAL_BATCH = 500
 FEATURES = "frozen_features"
+MADE = ("given", "bert")  # kinds of frozen towers whose view is no field of the records: features instead, or tokens
 Encoder = Callable[[Any, jax.Array], jax.Array]  # (weights, inputs) -> unit embeddings
 
 
@@ -39,8 +40,8 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Experimen
     """The frozen tower and its features, the trained tower, loss, data and evaluations as the config names them."""
     refuse_parts(config.gradient.name, ("standard",), "the frozen weights belong to the whole batch")
     source = source_of(config, config.data.train)
-    given = config.views[1:] if config.frozen.kind == "given" else ()  # its features are there instead
-    view, known_view = two_views(config.views, {*source[0], *given})
+    made = config.views[1:] if config.frozen.kind in MADE else ()
+    view, known_view = two_views(config.views, {*source[0], *made})
     known, weights, transform = frozen_tower(config, workdir)
     spec = configs.plain(config.tower)
     trained = models.functional(models.build(spec))
