@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import USUAL
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -176,10 +177,14 @@ def test_stacked_blocks_are_the_same_network_and_move_their_statistics(drawn):
         return map_with_path(leaf, like)
 
     images = np.random.default_rng(1).normal(size=(4, 16, 16, 3)).astype(np.float32)
-    run = lambda model: jax.jit(lambda p, e, x: model.apply(p, e, x, train=True, key=jax.random.key(3)))  # noqa: E731
+
+    def run(model):
+        """As users' programs are compiled: statistics of four images make rounding large otherwise."""
+        return jax.jit(lambda *x: model.apply(*x, train=True, key=jax.random.key(3)), compiler_options=USUAL)
+
     want, moved = run(model)(params, extra, images)
     got, stacked_moved = run(stacked)(restack(params, stacked_params), restack(extra, stacked_extra), images)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * float(jnp.abs(want).max()))
     for a, b in zip(jax.tree.leaves(stacked_moved), jax.tree.leaves(restack(moved, stacked_extra)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
