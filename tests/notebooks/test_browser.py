@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from notebooks.play import TOUR
+
 for needed in ("jupyterlab", "anywidget", "playwright"):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'mixcon[notebooks]'")
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install 'mixcon[notebooks]'")
@@ -20,8 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium")]
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY = sorted(p.stem for p in (ROOT / "notebooks").glob("*.py") if p.read_text().startswith("# ---\n# jupyter:"))
-DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", " ".join(EVERY)).split()
+DRIVEN = os.environ.get("MIXCON_NOTEBOOKS", " ".join(TOUR)).split()
 OUTPUT = ".jp-OutputArea-output:has(.noUi-handle)"  # the figure that has controls
 FIGURE, HANDLE, LINE = (f"{OUTPUT} {part}" for part in (".js-plotly-plot", ".noUi-handle", "input[type=text]"))
 SECOND = f"{FIGURE} .nsewdrag[data-subplot=x2y2]"
