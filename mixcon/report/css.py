@@ -35,7 +35,7 @@ dl.facts div{{min-width:0}}dt{{font-size:.8rem}}dd{{margin:0;font-variant-numeri
 figcaption{{font-size:.92rem}}
 .score{{display:grid;grid-template-columns:3.9em 1fr auto;gap:0 12px;align-items:center;margin-top:12px;
 font-variant-numeric:tabular-nums}}
-.score b{{font-size:1.12rem;text-align:right}}.score small{{grid-column:2/4;color:{MUTED};text-align:right}}
+.score b{{font-size:1.12rem;text-align:right}}.score small{{grid-column:1/4;color:{MUTED};text-align:right}}
 .track{{position:relative;height:8px;border-radius:4px;background:{GRID}}}
 .track i{{position:absolute;inset:0 auto 0 0;border-radius:4px;background:{ACCENT};min-width:2px}}
 .track u{{position:absolute;top:-3px;bottom:-3px;width:2px;background:{INK};border-radius:1px}}
